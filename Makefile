@@ -1,0 +1,177 @@
+# hv: one Makefile, no recursion, no generated makefiles. Objects and programs go to $(BUILD); the source tree stays clean.
+
+BUILD  ?= build
+CUDA   ?= auto
+ARCH   ?= 80;86;89;90;120
+SAN    ?=
+V      ?= 0
+PREFIX ?= /usr/local
+DESTDIR ?=
+CC     ?= gcc
+OPT    ?= -O2 -g
+
+Q := $(if $(filter 1,$(V)),,@)
+say = @$(if $(filter 1,$(V)),:,printf '  %-7s %s\n' "$(1)" "$(2)")
+
+.DEFAULT_GOAL := all
+.SUFFIXES:
+.DELETE_ON_ERROR:
+
+# ---- what there is -----------------------------------------------------------------------------------------------------
+
+TOOLS    := $(patsubst tools/%/,%,$(sort $(dir $(wildcard tools/*/*.c))))
+SCRIPTS  := $(filter-out $(TOOLS),$(patsubst tools/%/,%,$(sort $(dir $(wildcard tools/*/*)))))
+MANUALS  := $(wildcard tools/*/*.1)
+LIB_SRC  := $(sort $(wildcard lib/*/*.c kernels/cpu/*.c))
+UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
+GOLD_SRC := $(sort $(wildcard tests/golden/*.c))
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
+CUDA_SRC := $(sort $(wildcard kernels/cuda/*.cu))
+
+NVCC ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+ifeq ($(CUDA),1)
+  ifeq ($(NVCC),)
+    $(error CUDA=1, but nvcc is not on the PATH: install the CUDA toolkit, name it with NVCC=, or use CUDA=0)
+  endif
+  ifeq ($(CUDA_SRC),)
+    $(error CUDA=1, but this tree has no kernels/cuda: hv computes on the CPU)
+  endif
+endif
+WITH_CUDA := $(if $(and $(filter-out 0,$(CUDA)),$(NVCC),$(CUDA_SRC)),1)
+
+# ---- flags -------------------------------------------------------------------------------------------------------------
+
+WARN     := -Wall -Wextra -Wshadow -Wconversion -Wvla -Werror
+CPPFLAGS += -Ilib -I. -D_POSIX_C_SOURCE=200809L
+# Contraction is off so that one source gives one result: where a fused multiply-add is wanted it is written.
+CFLAGS   += -std=c11 $(OPT) $(WARN) -fopenmp -ffp-contract=off -fno-math-errno -pthread $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+LDFLAGS  += -fopenmp -pthread $(if $(SAN),-fsanitize=$(SAN))
+LDLIBS   += -lsndfile -lsoxr -lpng -ljpeg -lpcre2-8 -lminizip -ljansson -lopenblas -lcrypto -lz -lm
+AVX2     := -mavx2 -mfma -mf16c
+AVX512   := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
+simd      = $(if $(findstring _avx512.c,$<),$(AVX512),$(if $(findstring _avx2.c,$<),$(AVX2)))
+
+ifeq ($(WITH_CUDA),1)
+  CPPFLAGS += -DHV_CUDA_BACKEND
+  LDLIBS   += -L$(dir $(NVCC))../lib64 -lcudart -lcublasLt -lcublas -lstdc++
+  GENCODE  := $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(subst ;, ,$(ARCH)),-gencode=arch=compute_$(a),code=sm_$(a)))
+  NVCCFLAGS += -O3 -std=c++17 -lineinfo $(GENCODE) -Werror all-warnings -Xcompiler -Wall,-Wextra -Xptxas -v
+endif
+
+# ---- objects and programs ----------------------------------------------------------------------------------------------
+
+LIB      := $(BUILD)/libhv.a
+LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o) $(if $(WITH_CUDA),$(CUDA_SRC:%.cu=$(BUILD)/%.cu.o))
+BIN      := $(TOOLS:%=$(BUILD)/bin/%) $(SCRIPTS:%=$(BUILD)/bin/%)
+UNIT_BIN := $(UNIT_SRC:%.c=$(BUILD)/%)
+FUZZ_BIN := $(FUZZ_SRC:%.c=$(BUILD)/%)
+BENCH_BIN := $(BENCH_SRC:%.c=$(BUILD)/%)
+GOLD_BIN := $(BUILD)/tests/golden/golden
+C_OBJ    := $(filter %.o,$(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach t,$(TOOLS),$(patsubst %.c,$(BUILD)/%.o,$(wildcard tools/$(t)/*.c))) \
+            $(UNIT_SRC:%.c=$(BUILD)/%.o) $(GOLD_SRC:%.c=$(BUILD)/%.o) $(FUZZ_SRC:%.c=$(BUILD)/%.o) $(BENCH_SRC:%.c=$(BUILD)/%.o) \
+            $(BUILD)/tests/unit/ref_ops.o $(BUILD)/tests/fuzz/replay.o)
+
+all: $(BIN) ## the programs, in build/bin
+
+$(BUILD)/bin/%: $(LIB)
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
+
+$(foreach t,$(TOOLS),$(eval $(BUILD)/bin/$(t): $(patsubst %.c,$(BUILD)/%.o,$(wildcard tools/$(t)/*.c))))
+
+$(SCRIPTS:%=$(BUILD)/bin/%): $(BUILD)/bin/%: tools/%/%
+	$(call say,INSTALL,$@)
+	@mkdir -p $(@D)
+	$(Q)install -m 755 $< $@
+
+$(LIB): $(LIB_OBJ)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/%.o: %.c $(BUILD)/flags | $(BUILD)/deps
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(simd) -MMD -MP -c $< -o $@
+
+$(BUILD)/%.cu.o: %.cu $(BUILD)/flags | $(BUILD)/deps
+	$(call say,NVCC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@
+
+$(UNIT_BIN): $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(BUILD)/tests/unit/ref_ops.o $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -lcmocka -o $@
+
+$(FUZZ_BIN): $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(BUILD)/tests/fuzz/replay.o $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
+
+$(BENCH_BIN): $(BUILD)/%: $(BUILD)/%.o $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
+
+$(GOLD_BIN): $(GOLD_SRC:%.c=$(BUILD)/%.o) $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
+
+# A stamp with the flags: what they touch is rebuilt when they change.
+FLAGS = $(CC) $(CPPFLAGS) $(CFLAGS) $(AVX2) $(AVX512) $(LDFLAGS) $(LDLIBS) $(NVCCFLAGS)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(FLAGS)' | cmp -s - $@ || printf '%s\n' '$(FLAGS)' > $@
+
+# Libraries and programs that the build needs: checked by a plain make, installed by demo, test and deps.
+$(BUILD)/deps: deps.sh
+	@mkdir -p $(@D)
+	@./deps.sh $(if $(filter demo test golden deps bench fuzz,$(MAKECMDGOALS)),--install,--check)
+	@touch $@
+
+-include $(C_OBJ:.o=.d) $(if $(WITH_CUDA),$(CUDA_SRC:%.cu=$(BUILD)/%.cu.d))
+
+# ---- what people call --------------------------------------------------------------------------------------------------
+
+GOLDEN ?= tests/golden
+
+deps: $(BUILD)/deps ## install the libraries and programs that are missing
+
+demo: all ## build, render the example portrait with a synthetic tiny model, say where the MP4 is
+	$(Q)BIN=$(abspath $(BUILD)/bin) OUT=$(BUILD)/demo examples/demo.sh
+
+test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) ## build and run every test; the last line counts them
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/run.sh
+
+check: test ## the same
+
+golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
+	$(Q)$(GOLD_BIN) --bin $(BUILD)/bin $(GOLDEN)
+
+bench: all $(BENCH_BIN) ## time operations and stages against OpenBLAS in the same run
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/bench/run.sh
+
+fuzz: $(FUZZ_BIN) ## mutate the corpora for FUZZ_SECONDS (60) a target; use SAN=address,undefined
+	$(Q)for t in $(FUZZ_BIN); do $$t --seconds $${FUZZ_SECONDS:-60} tests/fuzz/corpus/$$(basename $$t | sed s/fuzz_//) || exit 1; done
+
+install: all ## programs and manual pages to PREFIX, below DESTDIR
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 755 $(BIN) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(MANUALS) $(DESTDIR)$(PREFIX)/share/man/man1
+
+uninstall: ## what install put there
+	rm -f $(patsubst %,$(DESTDIR)$(PREFIX)/bin/%,$(notdir $(BIN)))
+	rm -f $(patsubst %,$(DESTDIR)$(PREFIX)/share/man/man1/%,$(notdir $(MANUALS)))
+
+compile_commands.json: Makefile ## for editors
+	$(call say,GEN,$@)
+	$(Q){ echo '['; sep=; for f in $(LIB_SRC) $(wildcard tools/*/*.c) $(UNIT_SRC) $(GOLD_SRC) $(FUZZ_SRC) $(BENCH_SRC); do \
+	    printf '%s{"directory":"%s","file":"%s","command":"%s -c %s"}' "$$sep" '$(CURDIR)' "$$f" '$(CC) $(CPPFLAGS) $(CFLAGS)' "$$f"; \
+	    sep=','; done; echo ']'; } > $@
+
+clean: ## remove $(BUILD)
+	rm -rf $(BUILD)
+
+help: ## this list
+	@sed -n 's/^\([a-z_.]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 30
+
+.PHONY: all deps demo test check golden bench fuzz install uninstall clean help FORCE

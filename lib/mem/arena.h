@@ -1,0 +1,33 @@
+/* arena.h - one allocation on one device; a tensor for each row of a placed plan.
+ *
+ *     struct hv_arena *a = NULL;
+ *     if (!hv_arena_open(&a, dev, &plan, e))
+ *         hv_tensor x = hv_arena_row(a, "x");
+ *     hv_arena_close(a);
+ *
+ * On the dry device the tensors have no data. The arena copies the plan; it borrows the device. */
+#ifndef HV_ARENA_H
+#define HV_ARENA_H
+
+#include "mem/plan.h"
+#include "ops/dev.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct hv_arena;
+
+/* HV_ENOMEM: the device cannot give hv_plan_bytes(plan). */
+int  hv_arena_open(struct hv_arena **a, struct hv_dev *d, const struct hv_plan *plan, struct hv_err *e);
+void hv_arena_close(struct hv_arena *a);
+
+/* The tensor of a row, whole. An unknown name is an error of the caller (assert). */
+hv_tensor hv_arena_row(const struct hv_arena *a, const char *name);
+
+const struct hv_plan *hv_arena_plan(const struct hv_arena *a);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
