@@ -13,7 +13,7 @@
 #define OPEN_MAX_TEMPS 8
 
 static char open_temps[OPEN_MAX_TEMPS][HV_PATH];        /* "" where free; read by the handler */
-static const int deadly[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+static const int deadly[] = {SIGINT, SIGTERM, SIGHUP};
 
 static void on_signal(int sig)
 {

@@ -5,7 +5,7 @@
  *     ... write ...
  *     rc = ok ? hv_temp_commit(tmp, "out.mp4", e) : (hv_temp_discard(tmp), e->code);
  *
- * A temporary that is open when SIGINT, SIGTERM, SIGHUP or SIGPIPE arrives is removed before the process dies by it. The
+ * A temporary that is open when SIGINT, SIGTERM or SIGHUP arrives is removed before the process dies by it. The
  * table of open temporaries is the one piece of global state of the library, since a signal handler has no argument. */
 #ifndef HV_TEMP_H
 #define HV_TEMP_H
