@@ -41,8 +41,8 @@ while IFS=: read -r folder allowed; do
     report "$folder includes its own layer and those below" "$wrong"
 done <"$list"
 
-report "only kernels/cpu includes BLAS" "$(grep -rlE 'cblas\.h|openblas' lib tools --include='*.[ch]')"
-report "only kernels/cuda includes CUDA" "$(grep -rlE 'cuda_runtime|cublas' lib tools kernels/cpu --include='*.[ch]')"
+report "only kernels/cpu includes BLAS" "$(grep -rnE '#[[:space:]]*include.*cblas' lib tools --include='*.[ch]')"
+report "only kernels/cuda includes CUDA" "$(grep -rnE '#[[:space:]]*include.*(cuda_runtime|cublas)' lib tools kernels/cpu --include='*.[ch]')"
 report "only cli.c prints" \
     "$(grep -rnE '(^|[^a-z_])(printf|puts|perror) ?\(' lib kernels/cpu --include='*.c' | grep -v '^lib/core/cli\.c:')"
 report "nothing in the library exits, aborts or calls a shell" \

@@ -1,0 +1,7 @@
+#!/bin/bash
+# The pipeline in ten lines: avatar.sh PICTURE SOUND PROMPT OUT.mp4     (HV_MODEL names the model folder)
+# Five processes start at once and hand tensors through pipes; a GPU, where there is one, is taken by one after the other.
+set -euo pipefail
+
+hv-denoise <(hv-text -p "$3" "$1") <(hv-audio "$2") <(hv-face "$1") <(hv-encode "$1") |
+    hv-decode --sound "$2" -o "$4"
