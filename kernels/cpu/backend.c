@@ -96,6 +96,11 @@ const struct hv_backend hv_backend_cpu = {
     .rope_half = cpu_rope_half,
     .gated_add = cpu_gated_add,
     .masked_add = cpu_masked_add,
+    .conv = cpu_conv,
+    .group_sums = cpu_group_sums,
+    .group_norm = cpu_group_norm,
+    .max_pool = cpu_max_pool,
+    .upsample2 = cpu_upsample2,
     .patchify = cpu_patchify,
     .unpatchify = cpu_unpatchify,
 };

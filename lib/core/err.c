@@ -19,17 +19,20 @@ int hv_fail(struct hv_err *e, int code, const char *fmt, ...)
 
 int hv_context(struct hv_err *e, const char *fmt, ...)
 {
-    char tmp[sizeof e->msg];
+    char front[sizeof e->msg];
     va_list ap;
-    int n;
+    size_t n, rest;
 
     va_start(ap, fmt);
-    n = vsnprintf(tmp, sizeof tmp, fmt, ap);
+    vsnprintf(front, sizeof front - 2, fmt, ap);                /* room for the colon and the blank */
     va_end(ap);
-    if (n < 0 || (size_t)n >= sizeof tmp)
-        n = (int)sizeof tmp - 1;
-    snprintf(tmp + n, sizeof tmp - (size_t)n, ": %s", e->msg);
-    memcpy(e->msg, tmp, sizeof tmp);
-    e->msg[sizeof e->msg - 1] = 0;
+    strcat(front, ": ");
+    n = strlen(front);
+    rest = strlen(e->msg);
+    if (rest > sizeof e->msg - 1 - n)
+        rest = sizeof e->msg - 1 - n;
+    memmove(e->msg + n, e->msg, rest);
+    memcpy(e->msg, front, n);
+    e->msg[n + rest] = 0;
     return e->code;
 }
