@@ -23,9 +23,10 @@ extern "C" {
 /* Values first .. first+n-1 of the tensor as f32. */
 void hv_synth(float *dst, const char *name, int ndim, const int64_t *shape, uint64_t seed, uint64_t first, size_t n);
 
-/* The same rounded to F32, F16 or BF16, at memory speed (AVX-512 or AVX2 where there is one). */
-void hv_synth_as(hv_dtype t, void *dst, const char *name, int ndim, const int64_t *shape, uint64_t seed, uint64_t first,
-                 size_t n);
+/* The same rounded to a dtype; F32, F16 and BF16 at memory speed (AVX-512 or AVX2 where there is one). gain: 0, or what the
+ * values of 4-dimensional tensors that end in ".weight" are multiplied by, in f32, before they are rounded. */
+void hv_synth_as(hv_dtype t, void *dst, const char *name, int ndim, const int64_t *shape, uint64_t seed, float gain,
+                 uint64_t first, size_t n);
 
 /* A synthetic input tensor: r itself. */
 void hv_synth_activation(float *dst, const char *name, uint64_t seed, size_t n);
