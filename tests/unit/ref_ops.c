@@ -20,6 +20,10 @@ double ref_at(hv_tensor t, int64_t i0, int64_t i1, int64_t i2, int64_t i3, int64
     double v;
     float f;
 
+    if (t.dtype == HV_F32) {
+        memcpy(&f, p, sizeof f);
+        return (double)f;
+    }
     if (t.dtype == HV_F64) {
         memcpy(&v, p, sizeof v);
         return v;
