@@ -46,7 +46,7 @@ int hv_dev_open(struct hv_dev **out, const char *name, int threads, struct hv_er
             b = backends[i];
     if (!b && n == 4 && !memcmp(name, "cuda", 4))
         return hv_fail(e, HV_EDEVICE, "device '%s': this build has no CUDA backend", name);
-    if (!b)
+    if (!b || (colon && b->kind != HV_CUDA))
         return hv_fail(e, HV_EUSAGE, "device '%s': expected cpu, cuda, cuda:N or dry", name);
     if (missing_op(b))
         return hv_fail(e, HV_EDEVICE, "device '%s': the backend lacks the operation %s", name, missing_op(b));

@@ -6,8 +6,8 @@
 
 static int open_dry(struct hv_dev *d, int index, struct hv_err *e)
 {
-    (void)d;
-    return index ? hv_fail(e, HV_EUSAGE, "device 'dry:%d': there is one dry device", index) : 0;
+    (void)d, (void)index, (void)e;
+    return 0;
 }
 
 /* The token is never read: tensors of the dry device have no data. */

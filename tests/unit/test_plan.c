@@ -7,6 +7,7 @@
 
 #include "mem/arena.h"
 #include "mem/plan.h"
+#include "ops/ops.h"
 
 static uint32_t next(uint32_t *s)
 {
