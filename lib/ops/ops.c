@@ -289,8 +289,9 @@ void hv_conv(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor 
 
     for (int a = 0; a < 3 && ok; a++) {
         const int up = one_or(p->up[a]);
+        const int64_t size = conv_size(p, a, x.shape[a], w.shape[2 + a]);
         ok = w.shape[2 + a] >= 1 && p->stride[a] >= 0 && (up == 1 || (up == 2 && w.shape[2 + a] == 3 && one_or(p->stride[a]) == 1)) &&
-             (a || x.shape[0] >= (up == 2 ? 2 : w.shape[2])) && y.shape[a] == conv_size(p, a, x.shape[a], w.shape[2 + a]);
+             (a || x.shape[0] >= (up == 2 ? 2 : w.shape[2])) && (y.shape[a] == size || (!a && up == 2 && y.shape[a] == size - 1));
         taps *= up == 2 ? 2 : (double)w.shape[2 + a];
     }
     if (!CHECK(d, "conv", ok, y, x, w, bias, p->residual))

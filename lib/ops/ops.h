@@ -103,11 +103,13 @@ struct hv_conv {
  * In time nothing is padded: a causal layer hands over its kt - 1 frames of history in front of x.
  *   up 1:       y has (T - kt) / stride + 1 frames.
  *   up[0] = 2:  x is history (1 frame) and T - 1 frames k; y has 2 (T - 1) frames, those of upsampled times 2k-1 and 2k,
- *               where u[2k-1] = u[2k] = x[k] (vae.md section 4); computed with summed weights, 2 taps an axis.
+ *               where u[2k-1] = u[2k] = x[k] (vae.md section 4); computed with summed weights, 2 taps an axis. y may have one
+ *               frame less: then the first is left out, as at the start of a video (x[-1] = x[0], which gives frames 0, 1, ..).
  * Rows and columns: ceil(size * up / stride). y may not overlap x. */
 void hv_conv(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, const struct hv_conv *p);
 
-/* sums[g] += (sum, sum of squares) of the channels of group g over all of x [T, H, W, C]: sums f64 [G, 2]. */
+/* sums[g] += (sum, sum of squares) of the channels of group g over all of x [T, H, W, C]: sums f64 [G, 2]. Frames are added
+ * one after the other: summing a video in parts gives the bits of summing it at once. */
 void hv_group_sums(struct hv_dev *d, hv_tensor sums, hv_tensor x);
 
 /* y = act((x - mean_g) / sqrt(var_g + eps) * weight[c] + bias[c]) from sums over `count` values a group. In place. */
