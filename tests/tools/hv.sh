@@ -1,31 +1,11 @@
 #!/bin/sh
 # The whole pipeline through the command line: hv, file by file, and through pipes give the same bytes.
 set -u
-: "${BIN:?the folder of the built tools}"
-PATH=$(cd "$BIN" && pwd):$PATH
-export PATH
-root=$(pwd)
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-n=0
-
-ok() {          # status what
-    n=$((n + 1))
-    if [ "$1" = 0 ]; then echo "ok $n - $2"; else echo "not ok $n - $2"; fi
-}
-same() { cmp -s "$1" "$2"; ok $? "$3"; }
-status() {      # expected, what, command...
-    want=$1 what=$2
-    shift 2
-    "$@" >"$dir/out" 2>"$dir/err"
-    got=$?
-    [ $got = "$want" ] || sed 's/^/# /' "$dir/err"
-    [ $got = "$want" ]; ok $? "$what (status $got, expected $want)"
-}
+. tests/tap.sh
 
 HV_MODEL=$dir/model
 export HV_MODEL
-hv-weights synth "$root/examples/model-tiny" 1 "$HV_MODEL" -q || { ok 1 "make the tiny model"; echo "1..$n"; exit 1; }
+hv-weights synth "$root/examples/model-tiny" 1 "$HV_MODEL" -q || { ok 1 "make the tiny model"; done_testing; exit 1; }
 cp "$root/examples/portrait.png" "$dir/my face.png"
 # 0.6 s of the example recording keep this quick.
 ffmpeg -nostdin -v error -t 0.6 -i "$root/examples/speech.wav" "$dir/s.wav"
@@ -89,4 +69,4 @@ status 3 "a picture that is none" hv bad.png s.wav -p x -o x.mp4
 [ ! -e x.mp4 ]; ok $? "none of these left an output"
 status 0 "help" hv --help
 status 0 "version" hv --version
-echo "1..$n"
+done_testing

@@ -1,0 +1,36 @@
+#!/bin/sh
+# The Makefile: install and uninstall with DESTDIR, help, compile_commands.json; manual pages and the README know every tool.
+set -u
+. tests/tap.sh
+unset MAKEFLAGS MFLAGS MAKELEVEL
+
+make -s BUILD="$BUILD" ${SAN:+SAN="$SAN"} install DESTDIR="$dir/root" PREFIX=/opt/hv >"$dir/log" 2>&1
+ok $? "make install"
+missing=
+for tool in tools/*/; do
+    tool=$(basename "$tool")
+    [ -x "$dir/root/opt/hv/bin/$tool" ] || missing="$missing $tool"
+    [ -s "$dir/root/opt/hv/share/man/man1/$tool.1" ] || missing="$missing $tool.1"
+done
+[ -z "$missing" ]
+ok $? "every tool and its manual page are installed$missing"
+"$dir/root/opt/hv/bin/hv" --version >/dev/null
+ok $? "the installed hv finds its stages"
+make -s BUILD="$BUILD" ${SAN:+SAN="$SAN"} uninstall DESTDIR="$dir/root" PREFIX=/opt/hv >"$dir/log" 2>&1
+left=$(find "$dir/root" -type f)
+[ -z "$left" ]
+ok $? "make uninstall removes them all $left"
+
+make -s help | grep -q 'make demo'
+ok $? "make help"
+unknown=
+for tool in tools/hv-*/; do
+    tool=$(basename "$tool")
+    for opt in $("$BIN/$tool" --help 2>/dev/null | grep -oE '(^|[ ,])--[a-z0-9-]+' | grep -oE '[a-z0-9].*' | sort -u); do
+        case $opt in help | version) continue ;; esac
+        sed 's/\\-/-/g; s/\\(hy/-/g' "tools/$tool/$tool.1" | grep -qE -- "(Fl |Fl -|-)-?$opt" || unknown="$unknown $tool:--$opt"
+    done
+done
+[ -z "$unknown" ]
+ok $? "every option is in its manual page$unknown"
+done_testing
