@@ -81,10 +81,12 @@ $(BUILD)/bin/%: $(LIB)
 
 $(foreach t,$(TOOLS),$(eval $(BUILD)/bin/$(t): $(patsubst %.c,$(BUILD)/%.o,$(wildcard tools/$(t)/*.c))))
 
-$(SCRIPTS:%=$(BUILD)/bin/%): $(BUILD)/bin/%: tools/%/%
+$(SCRIPTS:%=$(BUILD)/bin/%):
 	$(call say,INSTALL,$@)
 	@mkdir -p $(@D)
 	$(Q)install -m 755 $< $@
+
+$(foreach t,$(SCRIPTS),$(eval $(BUILD)/bin/$(t): tools/$(t)/$(t)))
 
 $(LIB): $(LIB_OBJ)
 	$(call say,AR,$@)
