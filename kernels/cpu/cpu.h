@@ -8,6 +8,7 @@
 #include <omp.h>
 
 #include "ops/backend.h"
+#include "simd.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -56,6 +57,9 @@ static inline int64_t cpu_width(const hv_tensor *t)
 {
     return t->ndim ? t->shape[t->ndim - 1] : 1;
 }
+
+/* The loops for this machine. */
+const struct cpu_simd *cpu_simd(void);
 
 /* dst[i] = w[row][col + i], i < n, of any dtype; quantized rows times their scale. w is 2-D. */
 void cpu_widen(float *dst, const hv_tensor *w, int64_t row, int64_t col, int64_t n);

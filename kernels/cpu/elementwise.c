@@ -2,7 +2,6 @@
  * All are bound by memory: one pass, rows shared out among the threads, long rows cut into spans. */
 #include "cpu.h"
 
-#include <math.h>
 #include <string.h>
 
 #define SPAN 8192                       /* elements of one piece of work */
@@ -47,34 +46,15 @@ void cpu_widen(float *dst, const hv_tensor *w, int64_t row, int64_t col, int64_t
 {
     const char *src = (const char *)w->data + (row * w->stride[0] + col) * (int64_t)hv_dtype_size(w->dtype);
 
-    hv_to_f32(dst, w->dtype, src, (size_t)n);
-    if (w->scale) {
-        const float s = w->scale[row];
-        for (int64_t i = 0; i < n; i++)
-            dst[i] *= s;
-        if (w->deq_bf16)
-            for (int64_t i = 0; i < n; i++)
-                dst[i] = hv_bf16_to_f32(hv_f32_to_bf16(dst[i]));
-    }
-}
-
-static float act1(float x, enum hv_act act)
-{
-    switch (act) {
-    case HV_ACT_RELU: return x > 0 ? x : x != x ? x : 0;
-    case HV_ACT_SILU: return x / (1 + expf(-x));
-    case HV_ACT_GELU_TANH: return 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-    case HV_ACT_GELU_ERF: return 0.5f * x * (1 + erff(x * 0.70710678118f));
-    case HV_ACT_QUICK_GELU: return x / (1 + expf(-1.702f * x));
-    case HV_ACT_NONE: case HV_ACTS: break;
-    }
-    return x;
+    if (w->dtype == HV_F32)
+        memcpy(dst, src, (size_t)n * sizeof *dst);
+    else
+        cpu_simd()->widen(dst, w->dtype, src, n, w->scale ? w->scale[row] : 1, w->scale && w->deq_bf16);
 }
 
 void cpu_act(float *y, const float *x, int64_t n, enum hv_act act)
 {
-    for (int64_t i = 0; i < n; i++)
-        y[i] = act1(x[i], act);
+    cpu_simd()->act(y, x, n, act);
 }
 
 void cpu_activation(struct hv_dev *d, hv_tensor y, hv_tensor x, enum hv_act act)
@@ -95,6 +75,7 @@ void cpu_activation(struct hv_dev *d, hv_tensor y, hv_tensor x, enum hv_act act)
 
 void cpu_swiglu(struct hv_dev *d, hv_tensor y, hv_tensor gate, hv_tensor up)
 {
+    const struct cpu_simd *const simd = cpu_simd();
     const struct pieces p = cut(cpu_rows(&y), cpu_width(&y));
 
 #pragma omp parallel for num_threads(d->threads)
@@ -103,8 +84,7 @@ void cpu_swiglu(struct hv_dev *d, hv_tensor y, hv_tensor gate, hv_tensor up)
         for (int64_t r = s.first; r < s.last; r++) {
             float *o = cpu_f32(&y, r) + s.col;
             const float *g = cpu_f32(&gate, r) + s.col, *u = cpu_f32(&up, r) + s.col;
-            for (int64_t c = 0; c < s.n; c++)
-                o[c] = act1(g[c], HV_ACT_SILU) * u[c];
+            simd->swiglu(o, g, u, s.n);
         }
     }
 }
@@ -112,6 +92,7 @@ void cpu_swiglu(struct hv_dev *d, hv_tensor y, hv_tensor gate, hv_tensor up)
 void cpu_add(struct hv_dev *d, hv_tensor y, hv_tensor a, hv_tensor b)
 {
     const int broadcast = b.ndim < y.ndim;
+    const struct cpu_simd *const simd = cpu_simd();
     const struct pieces p = cut(cpu_rows(&y), cpu_width(&y));
 
 #pragma omp parallel for num_threads(d->threads)
@@ -120,14 +101,14 @@ void cpu_add(struct hv_dev *d, hv_tensor y, hv_tensor a, hv_tensor b)
         for (int64_t r = s.first; r < s.last; r++) {
             float *o = cpu_f32(&y, r) + s.col;
             const float *u = cpu_f32(&a, r) + s.col, *v = cpu_f32(&b, broadcast ? 0 : r) + s.col;
-            for (int64_t c = 0; c < s.n; c++)
-                o[c] = u[c] + v[c];
+            simd->add(o, u, v, s.n);
         }
     }
 }
 
 void cpu_gated_add(struct hv_dev *d, hv_tensor x, hv_tensor gate, hv_tensor y)
 {
+    const struct cpu_simd *const simd = cpu_simd();
     const struct pieces p = cut(cpu_rows(&x), cpu_width(&x));
 
 #pragma omp parallel for num_threads(d->threads)
@@ -136,14 +117,14 @@ void cpu_gated_add(struct hv_dev *d, hv_tensor x, hv_tensor gate, hv_tensor y)
         for (int64_t r = s.first; r < s.last; r++) {
             float *o = cpu_f32(&x, r) + s.col;
             const float *g = (const float *)gate.data + s.col, *u = cpu_f32(&y, r) + s.col;
-            for (int64_t c = 0; c < s.n; c++)
-                o[c] += g[c] * u[c];
+            simd->mul_add(o, g, 0, u, s.n);
         }
     }
 }
 
 void cpu_masked_add(struct hv_dev *d, hv_tensor x, hv_tensor mask, hv_tensor y)
 {
+    const struct cpu_simd *const simd = cpu_simd();
     const struct pieces p = cut(cpu_rows(&x), cpu_width(&x));
 
 #pragma omp parallel for num_threads(d->threads)
@@ -152,8 +133,7 @@ void cpu_masked_add(struct hv_dev *d, hv_tensor x, hv_tensor mask, hv_tensor y)
         for (int64_t r = s.first; r < s.last; r++) {
             float *o = cpu_f32(&x, r) + s.col;
             const float *u = cpu_f32(&y, r) + s.col, m = ((const float *)mask.data)[r * mask.stride[0]];
-            for (int64_t c = 0; c < s.n; c++)
-                o[c] += m * u[c];
+            simd->mul_add(o, NULL, m, u, s.n);
         }
     }
 }

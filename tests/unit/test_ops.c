@@ -294,7 +294,7 @@ static void attention_case(const struct att *c, int in_place, double size)
         hv_tensor dq = put(d, q), od = in_place ? dq : put(d, o);
         a.key_mask = put(d, m);
         hv_attention(d, od, dq, put(d, k), put(d, v), &a);
-        expect(d, od, o, r, size > 10 ? 1e-4 : size > 1 ? 1e-5 : 2e-6);
+        expect(d, od, o, r, size > 10 ? 1e-3 : size > 1 ? 1e-5 : 2e-6);      /* scores of 1000 have an ulp of 6e-5 */
     DONE
 }
 

@@ -1,0 +1,3 @@
+#define SIMD_TABLE cpu_simd_avx2
+#define SIMD_NAME "avx2"
+#include "simd.inc"

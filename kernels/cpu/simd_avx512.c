@@ -1,0 +1,3 @@
+#define SIMD_TABLE cpu_simd_avx512
+#define SIMD_NAME "avx512"
+#include "simd.inc"

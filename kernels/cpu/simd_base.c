@@ -1,0 +1,3 @@
+#define SIMD_TABLE cpu_simd_base
+#define SIMD_NAME "base"
+#include "simd.inc"
