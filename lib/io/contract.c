@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/listing.h"
+
 #define TEXT   "text.st", "hv-text", "hv-denoise"
 #define AUDIO  "audio.st", "hv-audio", "hv-denoise"
 #define FACE   "face.st", "hv-face", "hv-denoise"
@@ -122,16 +124,6 @@ void hv_contract_print(FILE *f)
 
 /* ---- reading ---- */
 
-static const char *entry_shape(const struct hv_entry *t, char *buf, size_t size)
-{
-    size_t n = (size_t)snprintf(buf, size, "[");
-
-    for (int i = 0; i < t->ndim; i++)
-        n += (size_t)snprintf(buf + n, size - n, "%s%lld", i ? "," : "", (long long)t->shape[i]);
-    snprintf(buf + n, size - n, "]");
-    return buf;
-}
-
 static int bind(struct hv_operands *o, const char *symbol, int64_t size, const struct hv_in *in,
                 const struct hv_entry *t, struct hv_err *e)
 {
@@ -152,7 +144,7 @@ static int bind(struct hv_operands *o, const char *symbol, int64_t size, const s
 int hv_contract_check_entry(struct hv_operands *o, const struct hv_in *in, const struct hv_entry *t, struct hv_err *e)
 {
     const struct hv_key *k = hv_contract_find(t->name);
-    char got[200], want[80];
+    char got[HV_ENTRY_STR], want[80];
     int fits;
 
     if (!k)
@@ -167,7 +159,7 @@ int hv_contract_check_entry(struct hv_operands *o, const struct hv_in *in, const
     if (!fits) {
         print_shape(k, want, sizeof want);
         return hv_fail(e, HV_EINPUT, "%s: %s: shape %s, expected %s", hv_in_path(in), t->name,
-                       entry_shape(t, got, sizeof got), want);
+                       hv_entry_shape(t, got), want);
     }
     for (int i = 0; i < k->ndim; i++)
         if (!(k->dim[i][0] >= '0' && k->dim[i][0] <= '9') && bind(o, k->dim[i], t->shape[i], in, t, e))

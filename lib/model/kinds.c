@@ -1,0 +1,93 @@
+#include "model/kinds.h"
+
+#include <string.h>
+
+const struct hv_kind hv_kinds[] = {
+    {"transformer",    "double_blocks.",     NULL},
+    {"vae",            "decoder.up_blocks.", NULL},
+    {"text_encoder",   "language_model.",    NULL},
+    {"text_encoder_2", "text_model.",        NULL},
+    {"audio_encoder",  "encoder.conv1.",     NULL},
+    {"face_detector",  "model.0.",           NULL},
+    {0}
+};
+
+static int begins(const char *s, const char *head)
+{
+    return !strncmp(s, head, strlen(head));
+}
+
+static int ends(const char *s, const char *tail)
+{
+    const size_t n = strlen(s), k = strlen(tail);
+
+    return n >= k && !strcmp(s + n - k, tail);
+}
+
+/* ---- telling them apart ---- */
+
+const struct hv_kind *hv_kind_find(const char *name)
+{
+    for (const struct hv_kind *k = hv_kinds; name && k->name; k++)
+        if (!strcmp(k->name, name))
+            return k;
+    return NULL;
+}
+
+const struct hv_kind *hv_kind_of_config(const json_t *config)
+{
+    static const struct { const char *type, *kind; } types[] = {
+        {"llava", "text_encoder"},     {"clip", "text_encoder_2"},       {"clip_text_model", "text_encoder_2"},
+        {"whisper", "audio_encoder"},  {"yolov5-face", "face_detector"},
+    };
+    /* Where no model_type tells: two keys that only this network's config has. */
+    static const struct { const char *a, *b, *kind; } keys[] = {
+        {"depth_double_blocks", "depth_single_blocks", "transformer"},
+        {"hidden_size", "rope_dim_list", "transformer"},
+        {"latent_channels", "block_out_channels", "vae"},
+        {"text_config", "image_token_index", "text_encoder"},
+        {"d_model", "encoder_layers", "audio_encoder"},
+        {"layers", "anchors", "face_detector"},
+        {"max_position_embeddings", "projection_dim", "text_encoder_2"},
+    };
+    const char *type = json_string_value(json_object_get(config, "model_type"));
+
+    for (size_t i = 0; type && i < sizeof types / sizeof *types; i++)
+        if (!strcmp(type, types[i].type))
+            return hv_kind_find(types[i].kind);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (json_object_get(config, keys[i].a) && json_object_get(config, keys[i].b))
+            return hv_kind_find(keys[i].kind);
+    return NULL;
+}
+
+const struct hv_kind *hv_kind_of_tensor(const char *name)
+{
+    for (const struct hv_kind *k = hv_kinds; k->name; k++)
+        if (begins(name, k->mark))
+            return k;
+    return NULL;
+}
+
+/* ---- storage ---- */
+
+enum hv_quant hv_kind_quant(const struct hv_kind *k, const char *name, int ndim)
+{
+    if (!k || ndim != 2 || !ends(name, ".weight"))
+        return HV_KEEP;
+    if (!strcmp(k->name, "transformer")) {
+        if (!begins(name, "double_blocks.") && !begins(name, "single_blocks."))
+            return HV_KEEP;
+        return ends(name, "_mod.linear.weight") || ends(name, ".modulation.linear.weight") ? HV_QUANT_MODULATION : HV_QUANT;
+    }
+    if (!strcmp(k->name, "text_encoder"))
+        return begins(name, "language_model.model.layers.") || begins(name, "multi_modal_projector.") ? HV_QUANT : HV_KEEP;
+    return HV_KEEP;
+}
+
+int hv_kind_keeps_f32(const struct hv_kind *k, const char *name)
+{
+    return k && !strcmp(k->name, "transformer") &&
+           (begins(name, "final_layer.linear.") || begins(name, "audio_proj.") || begins(name, "before_proj.") ||
+            begins(name, "audio_adapter_blocks."));
+}

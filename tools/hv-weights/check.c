@@ -1,0 +1,256 @@
+/* hv-weights check: is a packed file what it says it is, and what its config asks for? */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <openssl/evp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/temp.h"
+#include "hv-weights.h"
+#include "io/listing.h"
+
+struct report {
+    const char *path;
+    int         faults, files;
+};
+
+static void fault(struct report *r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static void fault(struct report *r, const char *fmt, ...)
+{
+    char text[2048];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    hv_print_safe(stdout, r->path);
+    fputs(": ", stdout);
+    hv_print_safe(stdout, text);
+    putchar('\n');
+    r->faults++;
+}
+
+/* ---- one file ---- */
+
+static int same_shape(const struct hv_entry *t, const struct hv_wspec *s)
+{
+    return t->ndim == s->ndim && !memcmp(t->shape, s->shape, (size_t)s->ndim * sizeof s->shape[0]);
+}
+
+static void check_names(struct report *r, const struct hv_in *in, const struct hv_wlist *l, const char *kind)
+{
+    char got[HV_ENTRY_STR], want[HV_ENTRY_STR];
+
+    for (int i = 0; i < l->n; i++) {
+        const struct hv_wspec *s = &l->w[i];
+        const struct hv_entry *t = hv_in_find(in, s->name);
+        if (!t) {
+            fault(r, "%s is missing (%s)", s->name, kind);
+        } else if (!same_shape(t, s)) {
+            struct hv_entry expected = {.ndim = s->ndim};
+            memcpy(expected.shape, s->shape, sizeof s->shape);
+            fault(r, "%s is %s, expected %s", s->name, hv_entry_shape(t, got), hv_entry_shape(&expected, want));
+        } else if (t->ndim >= 2 && t->dtype != HV_F32 && t->dtype != HV_F16 && t->dtype != HV_BF16 && !scale_of(in, t)) {
+            fault(r, is_quantized(t->dtype) ? "%s: %s without a fitting scale" : "%s: %s is no dtype of a matrix", s->name,
+                  hv_dtype_name(t->dtype));
+        }
+    }
+}
+
+static int count_extra(const struct hv_in *in, const struct hv_wlist *l)
+{
+    int extra = 0;
+
+    for (int i = 0; i < hv_in_count(in); i++) {
+        const struct hv_entry *t = hv_in_entry(in, i);
+        const size_t n = strlen(t->name);
+        char base[1024];
+        snprintf(base, sizeof base, "%.*s", n > 6 && !strcmp(t->name + n - 6, ".scale") ? (int)(n - 6) : 0, t->name);
+        extra += !is_padding(t->name) && !hv_wlist_find(l, t->name) && !(*base && hv_wlist_find(l, base));
+    }
+    return extra;
+}
+
+/* NaN and Inf of one tensor, in parallel over blocks. */
+static int64_t count_bad(const struct hv_in *in, const struct hv_entry *t)
+{
+    const size_t size = hv_dtype_size(t->dtype), n = (size_t)(t->end - t->begin) / size;
+    const int64_t chunks = (int64_t)((n + CHUNK - 1) / CHUNK);
+    const char *data = hv_in_data(in, t);
+    int64_t bad = 0;
+
+    if (!hv_dtype_is_float(t->dtype))
+        return 0;
+#pragma omp parallel for schedule(dynamic) reduction(+ : bad)
+    for (int64_t k = 0; k < chunks; k++) {
+        size_t at = (size_t)k * CHUNK;
+        const size_t end = at + CHUNK < n ? at + CHUNK : n;
+        while (at < end) {
+            const int64_t left = (int64_t)(end - at);
+            const int64_t hit = hv_first_nonfinite(hv_view(data + at * size, t->dtype, 1, &left));
+            if (hit < 0)
+                break;
+            bad++;
+            at += (size_t)hit + 1;
+        }
+    }
+    return bad;
+}
+
+/* The file's hv.sha256 against its data. Returns 1 when there is one and it holds. */
+static int check_digest(struct report *r, const struct hv_in *in)
+{
+    const char *want = hv_in_meta(in, "hv.sha256");
+    unsigned char md[EVP_MAX_MD_SIZE];
+    char hex[2 * EVP_MAX_MD_SIZE + 1] = "";
+    unsigned n = 0;
+
+    if (!want)
+        return 0;
+    EVP_MD_CTX *ctx = EVP_MD_CTX_new();
+    int ok = ctx && EVP_DigestInit_ex(ctx, EVP_sha256(), NULL);
+    for (int i = 0; i < hv_in_count(in) && ok; i++) {
+        const struct hv_entry *t = hv_in_entry(in, i);
+        ok = EVP_DigestUpdate(ctx, hv_in_data(in, t), (size_t)(t->end - t->begin));
+    }
+    ok = ok && EVP_DigestFinal_ex(ctx, md, &n);
+    EVP_MD_CTX_free(ctx);
+    for (unsigned i = 0; i < n; i++)
+        snprintf(hex + 2 * i, 3, "%02x", md[i]);
+    if (!ok)
+        fault(r, "hv.sha256 cannot be computed");
+    else if (strcmp(hex, want))
+        fault(r, "hv.sha256 is %.64s, the data has %s", want, hex);
+    return ok && !strcmp(hex, want);
+}
+
+static void check_metadata(struct report *r, const struct hv_in *in, const struct hv_kind *kind)
+{
+    const char *version = hv_in_meta(in, "hv.version"), *model = hv_in_meta(in, "hv.model");
+
+    if (version && strcmp(version, "1"))
+        fault(r, "hv.version is '%s', expected 1", version);
+    if (model && !hv_kind_find(model))
+        fault(r, "hv.model is '%s', no kind of network", model);
+    else if (model && kind && strcmp(model, kind->name))
+        fault(r, "hv.model is '%s', the config beside it is of a %s", model, kind->name);
+}
+
+static int check_file(struct report *r, const char *path, struct hv_err *e)
+{
+    struct hv_in *in = NULL;
+    struct hv_wlist list = {0};
+    struct hv_err why = {0};
+    const struct hv_kind *kind = NULL;
+    const int before = r->faults;
+    int sha = 0, extra = 0;
+
+    r->path = path;
+    r->files++;
+    if (hv_in_open(&in, path, &why)) {
+        if (why.code == HV_EIO)
+            return hv_fail(e, HV_EIO, "%s", why.msg);
+        fault(r, "%s", strncmp(why.msg, path, strlen(path)) ? why.msg : why.msg + strlen(path) + 2);
+        return 0;
+    }
+    if (list_beside(path, &kind, &list, &why))
+        fault(r, "%s", why.msg);
+    check_metadata(r, in, kind);
+    if (kind && !why.code) {
+        check_names(r, in, &list, kind->name);
+        extra = count_extra(in, &list);
+    }
+    for (int i = 0; i < hv_in_count(in); i++) {
+        const struct hv_entry *t = hv_in_entry(in, i);
+        const int64_t bad = count_bad(in, t);
+        if (bad)
+            fault(r, "%s: %lld NaN or Inf", t->name, (long long)bad);
+    }
+    sha = check_digest(r, in);
+    if (r->faults == before) {
+        hv_print_safe(stdout, path);
+        printf(": ok: %d tensors, %.1f MB, %s%s%s", hv_in_count(in), (double)hv_in_bytes(in) / 1e6,
+               kind ? kind->name : "no config beside it: names not checked", kind ? " complete" : "",
+               sha ? ", digest holds" : ", no digest");
+        printf(extra ? ", %d tensors that are not used\n" : "\n", extra);
+    }
+    hv_wlist_close(&list);
+    hv_in_close(in);
+    return 0;
+}
+
+/* ---- folders ---- */
+
+static int is_folder(const char *path)
+{
+    struct stat st;
+
+    return !stat(path, &st) && S_ISDIR(st.st_mode);
+}
+
+/* A part is a folder with a config.json of a known network: its model.safetensors must be there. */
+static int check_folder(struct report *r, const char *dir, int depth, struct hv_err *e)
+{
+    char path[HV_PATH];
+    struct dirent **names = NULL;
+    const int n = scandir(dir, &names, NULL, alphasort);
+    int rc = n < 0 ? hv_fail(e, HV_EIO, "%s: %s", dir, strerror(errno)) : 0;
+
+    for (int i = 0; i < n; i++) {
+        const char *file = names[i]->d_name;
+        if (!rc && file[0] != '.' && snprintf(path, sizeof path, "%s/%s", dir, file) < (int)sizeof path) {
+            const size_t len = strlen(file);
+            if (is_folder(path) && depth < 2) {
+                rc = check_folder(r, path, depth + 1, e);
+            } else if (len > 12 && !strcmp(file + len - 12, ".safetensors")) {
+                rc = check_file(r, path, e);
+            } else if (!strcmp(file, "config.json")) {
+                json_t *root = NULL;
+                struct hv_err ignored = {0};
+                char model[HV_PATH];
+                const int known = !hv_json_read(&root, path, &ignored) && hv_kind_of_config(root);
+                if (snprintf(model, sizeof model, "%s/model.safetensors", dir) < (int)sizeof model && known &&
+                    access(model, F_OK)) {
+                    r->path = dir;
+                    r->files++;
+                    fault(r, "config.json without model.safetensors");
+                }
+                json_decref(root);
+            }
+        }
+        free(names[i]);
+    }
+    free(names);
+    return rc;
+}
+
+int cmd_check(int argc, char **argv, struct hv_err *e)
+{
+    static struct hv_common c;
+    const struct hv_cli cli = {"hv-weights", "check FILE|FOLDER...",
+                               "Checks structure, names and shapes (by the config.json beside), values and digest.", NULL, &c,
+                               1, -1};
+    struct report r = {0};
+    int rc = hv_cli_parse(&cli, argc, argv, e);
+
+    if (!rc)
+        rc = refuse_output(&c, "check", e);
+    if (!rc)
+        use_threads(&c);
+    for (int i = 0; i < c.n_operands && !rc; i++) {
+        const int files = r.files;
+        rc = is_folder(c.operand[i]) ? check_folder(&r, c.operand[i], 0, e) : check_file(&r, c.operand[i], e);
+        if (!rc && r.files == files) {
+            r.path = c.operand[i];
+            fault(&r, "no weights in this folder");
+        }
+    }
+    if (!rc && r.faults)
+        rc = hv_fail(e, HV_EDIFF, "%d fault%s", r.faults, r.faults == 1 ? "" : "s");
+    return rc;
+}

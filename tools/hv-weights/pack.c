@@ -1,0 +1,208 @@
+/* Order and alignment of a packed file, and how stored tensors are read. */
+#define _GNU_SOURCE
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "core/temp.h"
+#include "hv-weights.h"
+#include "mem/quant.h"
+
+#define ALIGN 64
+
+struct piece *pack_add(struct pack *k, const char *name, hv_dtype t, int ndim, const int64_t *shape, enum role role,
+                       int64_t rank)
+{
+    char *copy = strdup(name);
+
+    if (copy && k->n == k->cap) {
+        const int cap = k->cap ? 2 * k->cap : 256;
+        struct piece *p = realloc(k->p, (size_t)cap * sizeof *p);
+        if (p) {
+            k->p = p;
+            k->cap = cap;
+        }
+    }
+    if (!copy || k->n == k->cap) {
+        free(copy);
+        k->fault = 1;
+        return NULL;
+    }
+    struct piece *p = &k->p[k->n++];
+    *p = (struct piece){.name = copy, .dtype = t, .ndim = ndim, .role = role, .rank = rank};
+    memcpy(p->shape, shape, (size_t)ndim * sizeof *shape);
+    return p;
+}
+
+void pack_close(struct pack *k)
+{
+    for (int i = 0; i < k->n; i++) {
+        free(k->p[i].name);
+        if (k->p[i].role == QUANTIZED && k->p[i].scales) {
+            free(k->p[i].scales->v);
+            free(k->p[i].scales);
+        }
+    }
+    free(k->p);
+    *k = (struct pack){0};
+}
+
+static uint64_t piece_bytes(const struct piece *p)
+{
+    return (uint64_t)hv_shape_count(p->ndim, p->shape) * hv_dtype_size(p->dtype);
+}
+
+/* Classes in the order of the file. Whole multiples of 64 bytes keep each other aligned, in the order of use; what is left
+ * (in networks of odd sizes alone) follows: matrices with padding between them, vectors with wide elements first. */
+static int64_t class_of(const struct piece *p)
+{
+    if (piece_bytes(p) % ALIGN == 0)
+        return 0;
+    return p->ndim >= 2 ? 1 : 10 - (int64_t)hv_dtype_size(p->dtype);
+}
+
+static int by_class_and_rank(const void *a, const void *b)
+{
+    const struct piece *x = a, *y = b;
+    const int64_t cx = class_of(x), cy = class_of(y);
+
+    if (cx != cy)
+        return cx < cy ? -1 : 1;
+    if (x->rank != y->rank)
+        return x->rank < y->rank ? -1 : 1;
+    return strcmp(x->name, y->name);
+}
+
+int pack_layout(struct pack *k, struct hv_out *out, struct hv_err *e)
+{
+    const int n = k->n;
+    int pads = 0;
+
+    if (!k->fault)
+        qsort(k->p, (size_t)n, sizeof *k->p, by_class_and_rank);
+    for (int i = 0; i < n && !k->fault; i++) {
+        const uint64_t left = piece_bytes(&k->p[i]) % ALIGN;
+        if (class_of(&k->p[i]) != 1 || i == n - 1)
+            continue;
+        char name[32];
+        const int64_t size = (int64_t)(ALIGN - left);
+        snprintf(name, sizeof name, "__pad.%d", pads++);
+        struct piece *pad = pack_add(k, name, HV_U8, 1, &size, PAD, i);
+        if (pad)
+            pad->rank = i;                      /* goes after piece i */
+    }
+    if (k->fault)
+        return hv_fail(e, HV_ENOMEM, "out of memory");
+    if (pads) {
+        struct piece *p = malloc((size_t)k->n * sizeof *p);
+        int at = 0, pad = n;
+        if (!p)
+            return hv_fail(e, HV_ENOMEM, "out of memory");
+        for (int i = 0; i < n; i++) {
+            p[at++] = k->p[i];
+            if (pad < k->n && k->p[pad].rank == i)
+                p[at++] = k->p[pad++];
+        }
+        memcpy(k->p, p, (size_t)k->n * sizeof *p);
+        free(p);
+    }
+    for (int i = 0; i < k->n; i++)
+        hv_out_declare(out, k->p[i].name, k->p[i].dtype, k->p[i].ndim, k->p[i].shape);
+    return 0;
+}
+
+/* ---- shared ---- */
+
+int is_padding(const char *name)
+{
+    return !strncmp(name, "__pad.", 6);
+}
+
+int is_quantized(hv_dtype t)
+{
+    return t == HV_I8 || t == HV_F8_E4M3;
+}
+
+const struct hv_entry *scale_of(const struct hv_in *in, const struct hv_entry *t)
+{
+    const struct hv_entry *scale;
+    char name[1024];
+
+    if (!is_quantized(t->dtype) || t->ndim != 2 ||
+        snprintf(name, sizeof name, "%s.scale", t->name) >= (int)sizeof name)
+        return NULL;
+    scale = hv_in_find(in, name);
+    return scale && scale->dtype == HV_F32 && scale->ndim == 1 && scale->shape[0] == t->shape[0] ? scale : NULL;
+}
+
+void load_f32(float *dst, const struct hv_in *in, const struct hv_entry *t, const struct hv_entry *scale, int deq_bf16,
+              size_t first, size_t n)
+{
+    const char *data = hv_in_data(in, t);
+    const size_t size = hv_dtype_size(t->dtype);
+
+    if (!scale) {
+        hv_to_f32(dst, t->dtype, data + first * size, n);
+        return;
+    }
+    const size_t cols = (size_t)t->shape[1];
+    for (size_t at = first; at < first + n;) {
+        const size_t row = at / cols, left = (row + 1) * cols - at, part = left < first + n - at ? left : first + n - at;
+        float s;
+        memcpy(&s, (const char *)hv_in_data(in, scale) + row * sizeof s, sizeof s);
+        hv_dequant(dst + (at - first), t->dtype, data + at * size, s, deq_bf16, part);
+        at += part;
+    }
+}
+
+int pick_output(const struct hv_common *c, int operands, const char **path, struct hv_err *e)
+{
+    if (c->n_operands == operands && c->output)
+        return hv_fail(e, HV_EUSAGE, "two outputs: '%s' and -o '%s'", c->operand[operands - 1], c->output);
+    if (c->n_operands < operands && !c->output)
+        return hv_fail(e, HV_EUSAGE, "missing operand: OUT");
+    *path = c->output ? c->output : c->operand[operands - 1];
+    return 0;
+}
+
+int refuse_output(const struct hv_common *c, const char *command, struct hv_err *e)
+{
+    return c->output ? hv_fail(e, HV_EUSAGE, "%s answers on standard output: no -o", command) : 0;
+}
+
+void use_threads(const struct hv_common *c)
+{
+    if (c->threads > 0)
+        omp_set_num_threads((int)c->threads);
+}
+
+double seconds(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+int list_beside(const char *path, const struct hv_kind **kind, struct hv_wlist *l, struct hv_err *e)
+{
+    const char *slash = strrchr(path, '/');
+    char config[HV_PATH];
+    json_t *root = NULL;
+    int rc;
+
+    *kind = NULL;
+    snprintf(config, sizeof config, "%.*sconfig.json", slash ? (int)(slash - path + 1) : 0, path);
+    if (access(config, F_OK))
+        return 0;
+    rc = hv_json_read(&root, config, e);
+    if (!rc)
+        *kind = hv_kind_of_config(root);
+    if (!rc && *kind && (*kind)->list(l, root, e))
+        rc = hv_context(e, "%s", config);
+    json_decref(root);
+    return rc;
+}
