@@ -2,13 +2,37 @@
 
 #include <string.h>
 
+#include "model/whisper.h"
+
+static int done(struct hv_wlist *l, struct hv_err *e)
+{
+    return l->fault ? hv_fail(e, HV_ENOMEM, "list of weights: out of memory") : 0;
+}
+
+static int list_unknown(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    (void)l;
+    (void)config;
+    return hv_fail(e, HV_EUNSUP, "no list of the weights of this network");
+}
+
+static int list_audio_encoder(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    struct whisper_config c = {0};
+
+    if (whisper_config_parse(&c, config, e))
+        return e->code;
+    whisper_weights(l, &c);
+    return done(l, e);
+}
+
 const struct hv_kind hv_kinds[] = {
-    {"transformer",    "double_blocks.",     NULL},
-    {"vae",            "decoder.up_blocks.", NULL},
-    {"text_encoder",   "language_model.",    NULL},
-    {"text_encoder_2", "text_model.",        NULL},
-    {"audio_encoder",  "encoder.conv1.",     NULL},
-    {"face_detector",  "model.0.",           NULL},
+    {"transformer",    "double_blocks.",     list_unknown},
+    {"vae",            "decoder.up_blocks.", list_unknown},
+    {"text_encoder",   "language_model.",    list_unknown},
+    {"text_encoder_2", "text_model.",        list_unknown},
+    {"audio_encoder",  "encoder.conv1.",     list_audio_encoder},
+    {"face_detector",  "model.0.",           list_unknown},
     {0}
 };
 

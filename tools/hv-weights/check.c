@@ -86,7 +86,7 @@ static int64_t count_bad(const struct hv_in *in, const struct hv_entry *t)
 
     if (!hv_dtype_is_float(t->dtype))
         return 0;
-#pragma omp parallel for schedule(dynamic) reduction(+ : bad)
+#pragma omp parallel for schedule(dynamic) if (chunks > 1) reduction(+ : bad)
     for (int64_t k = 0; k < chunks; k++) {
         size_t at = (size_t)k * CHUNK;
         const size_t end = at + CHUNK < n ? at + CHUNK : n;

@@ -42,7 +42,7 @@ static int compare(const struct hv_in *a, const struct hv_entry *x, const struct
     int memory = !part;
 
     /* One sum a chunk, added up in their order: the same digits for any number of threads. */
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (chunks > 1)
     for (int64_t k = 0; k < chunks; k++) {
         const size_t at = (size_t)k * CHUNK, len = n - at < CHUNK ? n - at : CHUNK;
         float *u = malloc(2 * CHUNK * sizeof *u);

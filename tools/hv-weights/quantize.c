@@ -130,7 +130,7 @@ static int make_scales(const struct job *j, const struct piece *p, struct hv_err
 
     if (p->scales->ready)
         return 0;
-#pragma omp parallel
+#pragma omp parallel if ((size_t)rows * cols > CHUNK)
     {
         float *row = malloc((cols + 1) * sizeof *row);
 #pragma omp for schedule(static)
@@ -199,7 +199,7 @@ static int produce_values(const struct job *j, const struct piece *p, size_t fir
     int64_t bad = -1;
     int memory = 0;
 
-#pragma omp parallel
+#pragma omp parallel if (chunks > 1)
     {
         float *wide = p->role == COPY ? NULL : malloc(CHUNK * sizeof *wide);
 #pragma omp for schedule(dynamic)

@@ -42,7 +42,7 @@ static int produce(void *ctx, int i, uint64_t offset, void *buf, size_t n, struc
         memset(buf, 0, n);
         return 0;
     }
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (chunks > 1)
     for (int64_t k = 0; k < chunks; k++) {
         const size_t at = (size_t)k * CHUNK, len = count - at < CHUNK ? count - at : CHUNK;
         hv_synth_as(p->dtype, (char *)buf + at * size, p->name, p->ndim, p->shape, j->o->seed, (float)j->o->gain, first + at,
