@@ -1,0 +1,160 @@
+/* dit.h - the diffusion transformer: modules/models_audio.py:HYVideoDiffusionTransformer of the reference.
+ *
+ *     dit_config_parse(&config, json, e);  dit_weights(&list, &config);  hv_weights_open(&w, dev, path, &list, e);
+ *     dit_choose(&choice, &config, &size, budget, e);
+ *     dit_open(&net, dev, w, &config, &size, &choice, e);
+ *     dit_sound(net, features, e);                             // once: keys and values of every adapter
+ *     dit_prepare(net, texts, n, moments, m, &fixed, e);       // once: modulation vectors, refined text
+ *     dit_forward(net, &call, e);                              // every step, window and branch
+ *     dit_close(net);
+ *
+ * What depends on the timestep, the prompt or the sound alone is computed before the first step, for the whole schedule, and
+ * kept in host memory; its weights (a third of the model) are not needed again. A forward then keeps on the device what its
+ * plan says: x and o whole, the keys and values of one group of heads, and chunks of rows. The result does not depend on the
+ * size of groups and chunks, but for the rounding of f32.
+ *
+ * Legend: H hidden, D head, M MLP, d adapter; T latent frames of a window, h w latent size, P = (h/ph)(w/pw) tokens a frame,
+ * Ni = (T+1) P image rows (the reference frame comes first), n text rows, L = Ni + n. pt = 1. */
+#ifndef HV_DIT_H
+#define HV_DIT_H
+
+#include <jansson.h>
+
+#include "mem/plan.h"
+#include "mem/weights.h"
+#include "ops/dev.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- config and weights ---- */
+
+#define DIT_ADAPTERS_MAX 128
+
+struct dit_config {
+    int64_t patch[3], channels, hidden, heads, head_dim, mlp, double_blocks, single_blocks;
+    int64_t rope_dim[3];
+    double  rope_theta, mlp_ratio;
+    int     qkv_bias, qk_norm, guidance_embed, use_attention_mask;
+    int64_t text_dim, pooled_dim;
+    int64_t audio_seq, audio_layers, audio_channels, audio_mid, audio_tokens;   /* audio_tokens: of one video frame */
+    int64_t adapter_dim;
+    int     adapters;
+    int64_t adapter_after[DIT_ADAPTERS_MAX];    /* double block that adapter j follows; past the last: never runs */
+};
+
+/* The full-size model, HYVideo-T/2. */
+struct dit_config dit_config_full(void);
+
+/* Reads transformer/config.json; absent keys are those of the full-size model. HV_EINPUT: out of range, or numbers that do not
+ * fit each other; HV_EUNSUP: an activation, norm or projection that no checkpoint has. */
+int dit_config_parse(struct dit_config *c, const json_t *obj, struct hv_err *e);
+
+/* Lists every tensor: first what is used before the steps, then the blocks in their order, the final layer last. */
+void dit_weights(struct hv_wlist *l, const struct dit_config *c);
+
+/* Adapter that follows double block i, -1 if there is none. */
+int dit_adapter_of(const struct dit_config *c, int64_t i);
+
+/* ---- sizes, choices, plan ---- */
+
+struct dit_size {
+    int64_t  frames, height, width;             /* T, h, w */
+    int64_t  texts, text_len, text_rows;        /* prompts, their longest length, their largest n */
+    int64_t  full, cached;                      /* moments (dit_prepare) of either kind */
+    int64_t  sound;                             /* rows of sound (dit_sound), without the row of silence */
+    int64_t  clip_frames, windows, branches;    /* step cache: what it covers; windows 0: no step cache */
+    hv_dtype act;                               /* of activations on the device */
+    int64_t  ring, scratch;                     /* bytes of weights in flight and of the matrix library; 0 on the cpu */
+};
+
+struct dit_choice {
+    int64_t group;                              /* heads whose keys and values exist at a time; divides heads */
+    int64_t rows_attn, rows_mlp;                /* rows of a chunk, in either phase of a block */
+    int     keep_ref;                           /* 1: before_proj(ref_in(ref)) stays on the device; 0: made anew for each chunk */
+};
+
+/* The rows of both tables; they are placed. device->budget is set by the caller. */
+int dit_plan(struct hv_plan *device, struct hv_plan *host, const struct dit_config *c, const struct dit_size *s,
+             const struct dit_choice *choice, struct hv_err *e);
+
+/* Takes what is set in `choice` as given and fills in the rest: the largest that fits the budget (0: none), from 4 heads and 4096
+ * rows down to 1 and 64. HV_ENOMEM names the largest rows of the smallest plan; HV_EUSAGE: a group that does not divide. */
+int dit_choose(struct dit_choice *choice, const struct dit_config *c, const struct dit_size *s, size_t budget,
+               struct hv_err *e);
+
+/* Bytes of two blocks and their adapter as the reference stores them: the ring of a backend that streams weights. */
+int64_t dit_ring_bytes(const struct dit_config *c);
+
+/* ---- the network ---- */
+
+struct dit;
+
+int  dit_open(struct dit **n, struct hv_dev *d, struct hv_weights *w, const struct dit_config *c, const struct dit_size *s,
+              const struct dit_choice *choice, struct hv_err *e);
+void dit_close(struct dit *n);
+
+const struct hv_plan *dit_device_plan(const struct dit *n);
+const struct hv_plan *dit_host_plan(const struct dit *n);
+
+/* A prompt, in host memory. Attention in the blocks sees the first n = sum(mask) states, wherever the ones stand. */
+struct dit_text {
+    hv_tensor      states;      /* [length, text_dim] */
+    const int64_t *mask;        /* [length], 0 or not */
+    hv_tensor      pooled;      /* [pooled_dim] */
+};
+
+int64_t dit_text_rows(const struct dit_text *t);
+
+/* Timestep and prompt of a forward. */
+struct dit_moment {
+    float t;                    /* 1000 sigma */
+    int   text;
+    int   cached;               /* 1: only forwards that load the step cache */
+};
+
+/* What is the same for all moments. */
+struct dit_fixed {
+    float motion_exp[4], motion_pose[4], fps, guidance;         /* 30 each, 25 each, 25; guidance if the config embeds it */
+};
+
+/* Computes modulation vectors and refined text of all moments. HV_EINPUT: shapes that do not fit, a mask without ones. */
+int dit_prepare(struct dit *n, const struct dit_text *texts, int n_texts, const struct dit_moment *moments, int n_moments,
+                const struct dit_fixed *fixed, struct hv_err *e);
+
+/* features [rows, seq, layers, channels] in host memory, rows = size.sound. Row `rows` is made as well: silence, all zeros. */
+int dit_sound(struct dit *n, hv_tensor features, struct hv_err *e);
+
+/* Video frames that latent frame l hears, of the 4T - 3 of its window: frame 0 four times, then 4l-3 .. 4l. */
+void dit_sound_frames(int64_t l, int64_t frame[4]);
+
+/* Value of the face mask for each token: the top-left latent of its patch. face [1, 1 or T, h, w] f32 on the host, m [T P]. */
+void dit_face_tokens(float *m, hv_tensor face, const struct dit_config *c, const struct dit_size *s);
+
+enum dit_cache { DIT_PLAIN, DIT_SAVE, DIT_LOAD };
+
+struct dit_call {
+    int            moment;
+    hv_tensor      latents, ref;        /* f32 [C, T, h, w], host; not read by DIT_LOAD */
+    const float   *mask;                /* [T P]; not read by DIT_LOAD */
+    const int32_t *sound;               /* [4T - 3] rows of dit_sound; not read by DIT_LOAD */
+    hv_tensor      out;                 /* f32 [C, T, h, w], host: the velocity */
+    enum dit_cache cache;               /* SAVE: keep the state before the last single block; LOAD: start from it */
+    int            branch, window;      /* of the step cache */
+    const int32_t *frame;               /* [T] frames of the clip, for the step cache */
+};
+
+/* DIT_LOAD takes each frame's rows from the window that saved it last, the reference and text rows from the window that saved
+ * the first frame last. Text rows beyond those saved are left out. Returns the first failure of the device too. */
+int dit_forward(struct dit *n, const struct dit_call *call, struct hv_err *e);
+
+/* For tests and diagnosis: is given pieces of intermediates, named as in the goldens, with their place in the whole: row and
+ * column. t is a tensor of the device, valid during the call. */
+typedef void dit_trace_fn(void *ctx, const char *name, int64_t row, int64_t col, hv_tensor t);
+void dit_trace(struct dit *n, dit_trace_fn *fn, void *ctx);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
