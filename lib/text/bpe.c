@@ -15,9 +15,10 @@ static const char llama_pattern[] =
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|[" WS "]*[\\r\\n]+|"
     "[" WS "]+(?![^" WS "])|[" WS "]+";
 
-/* Blanks match nothing and are skipped. */
+/* What matches nothing is skipped: blanks, and U+0345, a mark whose case variants are letters: the reference's engine, which
+ * ignores case in the negated class too, leaves it out as well. */
 static const char clip_pattern[] =
-    "(?i)<\\|startoftext\\|>|<\\|endoftext\\|>|'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^" WS "\\p{L}\\p{N}]+";
+    "(?i)<\\|startoftext\\|>|<\\|endoftext\\|>|'s|'t|'re|'ve|'m|'ll|'d|[\\p{L}]+|[\\p{N}]|[^" WS "\\p{L}\\p{N}\\x{345}]+";
 
 static const char word_pattern[] = "[\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}]";
 
