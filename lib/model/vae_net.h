@@ -1,0 +1,72 @@
+/* vae_net.h - what vae.c, vae_blocks.c and vae_forward.c share: the geometry of a level, a stream of frames in slots, the window
+ * in front of a causal convolution. */
+#ifndef HV_VAE_NET_H
+#define HV_VAE_NET_H
+
+#include "model/vae.h"
+
+#define VAE_EPS 1e-6f
+#define VAE_NAME 96
+
+/* Phases of a plan: what is alive when. PH_RES: resnets of level i; PH_OUT: its x goes to y; PH_NEXT: the next level's x comes
+ * from y. */
+enum { PH_IN = 1, PH_MID = 2, PH_HEAD = 4, PH_LEVEL = 8 };
+#define PH_RES(i)  ((uint32_t)PH_LEVEL << (3 * (i)))
+#define PH_OUT(i)  ((uint32_t)PH_LEVEL << (3 * (i) + 1))
+#define PH_NEXT(i) ((uint32_t)PH_LEVEL << (3 * (i) + 2))
+#define PH_ALL     0xffffffffu
+
+struct vae_level {
+    int64_t t, h, w;                    /* of the resnets */
+    int64_t ci, co;                     /* channels that come in, and those of the resnets */
+    int64_t window;                     /* frames of a window */
+};
+
+struct vae {
+    struct hv_dev     *d;
+    struct hv_weights *w;
+    struct hv_arena   *arena;
+    struct vae_config  c;
+    struct vae_opts    o;
+    int64_t            window[VAE_LEVELS];
+    vae_trace_fn      *trace;
+    void              *trace_ctx;
+};
+
+/* A level's x (and, in the other part of each slot, its h). */
+struct vae_stream {
+    hv_tensor row;                      /* flat */
+    int64_t   t, h, w, slot;            /* slot: floats of a frame */
+    int64_t   c, at;                    /* channels of x, and where in a slot it lies */
+    int64_t   window;
+};
+
+/* Where a causal convolution reads: frames of x, of the host, or of act(norm(x)). */
+struct vae_source {
+    enum { VAE_RAW, VAE_HOST, VAE_NORM } kind;
+    hv_tensor   x, ring;                /* ring: flat; room for the longest window */
+    int64_t     stride;                 /* of the convolution in time */
+    hv_tensor   sums, weight, bias;     /* VAE_NORM */
+    double      count;
+    enum hv_act act;
+    int64_t     have, have_first;       /* frames in the ring: have_first .. have; start with have = -1 */
+};
+
+/* vae.c */
+int64_t vae_slot_channels(const struct vae_level *l);
+void    vae_levels(const struct vae_config *c, enum vae_part part, int64_t t, int64_t h, int64_t w, struct vae_level l[VAE_LEVELS]);
+
+/* vae_blocks.c */
+hv_tensor vae_flat(const struct vae *v, const char *row, int ndim, const int64_t *shape);
+hv_tensor vae_frames(const struct vae_stream *s, int64_t c, int64_t at);
+hv_tensor vae_x(const struct vae_stream *s);
+hv_tensor vae_window(struct vae *v, struct vae_source *s, int64_t first, int64_t n);
+struct vae_source vae_normed(struct vae *v, hv_tensor x, hv_tensor ring, const char *norm, int which);
+void vae_sum(struct vae *v, int which, hv_tensor x);
+void vae_conv1(struct vae *v, hv_tensor y, hv_tensor x, const char *name);
+void vae_conv(struct vae *v, hv_tensor y, struct vae_source *s, int64_t window, const char *name, struct hv_conv p);
+void vae_resnet(struct vae *v, struct vae_stream *s, hv_tensor ring, hv_tensor cut, int64_t co, const char *name);
+void vae_mid(struct vae *v, struct vae_stream *s, hv_tensor ring, const char *name);
+void vae_tell(struct vae *v, hv_tensor t, int64_t first, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+
+#endif
