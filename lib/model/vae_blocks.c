@@ -5,6 +5,15 @@
 
 #include "model/vae_net.h"
 
+void vae_name(char buf[VAE_NAME], const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(buf, VAE_NAME, fmt, ap);
+    va_end(ap);
+}
+
 void vae_tell(struct vae *v, hv_tensor t, int64_t first, const char *fmt, ...)
 {
     char name[VAE_NAME];
@@ -74,7 +83,7 @@ hv_tensor vae_window(struct vae *v, struct vae_source *s, int64_t first, int64_t
 
     if (s->kind == VAE_RAW && from >= 0)
         return hv_rows(s->x, from, count);
-    for (int64_t f = from; f <= s->have; f++) {         /* downwards, frame by frame: no overlap */
+    for (int64_t f = from; s->have >= 0 && f <= s->have; f++) {         /* downwards, frame by frame: no overlap */
         const hv_tensor old = shaped(s->ring, 4, (int64_t[]){s->have - s->have_first + 1, ring.shape[1], ring.shape[2], ring.shape[3]});
         hv_copy(v->d, hv_rows(ring, f - from, 1), hv_rows(old, f - s->have_first, 1));
     }
@@ -134,6 +143,25 @@ void vae_conv(struct vae *v, hv_tensor y, struct vae_source *s, int64_t window, 
     }
 }
 
+/* x = conv(nearest(y)) in phase form, reference: UpsampleCausal3D. Where time doubles, frame 0 gives one frame and every other
+ * two: a frame 0 that is seen twice is a view of stride 0. Else windows, as in any causal convolution. */
+void vae_upsample(struct vae *v, hv_tensor x, hv_tensor y, hv_tensor ring, const int factor[3], int64_t window, const char *name)
+{
+    const struct hv_conv p = {.up = {factor[0], factor[1], factor[2]}, .pad = HV_PAD_REPLICATE};
+
+    if (factor[0] == 1) {
+        struct vae_source in = {.kind = VAE_RAW, .x = y, .ring = ring, .stride = 1, .have = -1};
+        vae_conv(v, x, &in, window, name, p);
+        return;
+    }
+    hv_tensor twice = hv_rows(y, 0, 1);
+    twice.shape[0] = 2;
+    twice.stride[0] = 0;
+    conv(v, hv_rows(x, 0, 1), twice, name, &p);
+    if (y.shape[0] > 1)
+        conv(v, hv_rows(x, 1, x.shape[0] - 1), y, name, &p);
+}
+
 /* conv1 of a resnet: h = conv1(silu(norm1(x))), the sums of norm2 on the way. Where channels change, y = conv_shortcut(x): h and
  * y then lie over x, whose frames were all read into the ring and into `cut`. */
 static void first_half(struct vae *v, const struct vae_stream *s, hv_tensor ring, hv_tensor cut, hv_tensor h, hv_tensor y,
@@ -143,9 +171,9 @@ static void first_half(struct vae *v, const struct vae_stream *s, hv_tensor ring
     const int shortcut = x.shape[3] != h.shape[3];
     char norm[VAE_NAME], conv1[VAE_NAME], side[VAE_NAME];
 
-    snprintf(norm, sizeof norm, "%s.norm1", name);
-    snprintf(conv1, sizeof conv1, "%s.conv1.conv", name);
-    snprintf(side, sizeof side, "%s.conv_shortcut.conv", name);
+    vae_name(norm, "%s.norm1", name);
+    vae_name(conv1, "%s.conv1.conv", name);
+    vae_name(side, "%s.conv_shortcut.conv", name);
     vae_sum(v, 0, x);
     struct vae_source in = vae_normed(v, x, ring, norm, 0);
     hv_fill(v->d, sums_of(v, 1), 0);
@@ -176,8 +204,8 @@ void vae_resnet(struct vae *v, struct vae_stream *s, hv_tensor ring, hv_tensor c
     first_half(v, s, ring, cut, h, y, name);
     s->c = co;
     s->at = y_at;
-    snprintf(norm, sizeof norm, "%s.norm2", name);
-    snprintf(conv2, sizeof conv2, "%s.conv2.conv", name);
+    vae_name(norm, "%s.norm2", name);
+    vae_name(conv2, "%s.conv2.conv", name);
     struct vae_source in = vae_normed(v, h, ring, norm, 1);
     vae_conv(v, y, &in, s->window, conv2, (struct hv_conv){.residual = y});
     vae_tell(v, y, 0, "%s", name);
@@ -202,7 +230,7 @@ static void attention(struct vae *v, struct vae_stream *s, const char *name)
     const hv_tensor q = vae_flat(v, "q", 2, n.shape), k = vae_flat(v, "k", 2, n.shape), val = vae_flat(v, "v", 2, n.shape);
     char norm[VAE_NAME];
 
-    snprintf(norm, sizeof norm, "%s.group_norm", name);
+    vae_name(norm, "%s.group_norm", name);
     vae_sum(v, 0, x);
     struct vae_source in = vae_normed(v, x, HV_NO, norm, 0);
     in.act = HV_ACT_NONE;
@@ -224,12 +252,12 @@ void vae_mid(struct vae *v, struct vae_stream *s, hv_tensor ring, const char *na
     char part[VAE_NAME];
 
     hv_weights_take(v->w, name);
-    snprintf(part, sizeof part, "%s.resnets.0", name);
+    vae_name(part, "%s.resnets.0", name);
     vae_resnet(v, s, ring, HV_NO, s->c, part);
-    snprintf(part, sizeof part, "%s.attentions.0", name);
+    vae_name(part, "%s.attentions.0", name);
     if (v->c.mid_attention)
         attention(v, s, part);
-    snprintf(part, sizeof part, "%s.resnets.1", name);
+    vae_name(part, "%s.resnets.1", name);
     vae_resnet(v, s, ring, HV_NO, s->c, part);
     vae_tell(v, vae_x(s), 0, "%s", name);
     hv_weights_give(v->w, name);

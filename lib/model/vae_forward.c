@@ -30,7 +30,7 @@ static void resnets(struct vae *v, struct vae_stream *s, const struct vae_level 
     char name[VAE_NAME];
 
     for (int64_t r = 0; r < n; r++) {
-        snprintf(name, sizeof name, "%s.resnets.%d", block, (int)r);
+        vae_name(name, "%s.resnets.%d", block, (int)r);
         vae_resnet(v, s, ring, cut, l[i].co, name);
     }
 }
@@ -43,8 +43,8 @@ static void head(struct vae *v, const struct vae_stream *s, const char *part, co
     const int64_t C = y.shape[3], cells = s->h * s->w;
     char norm[VAE_NAME], name[VAE_NAME];
 
-    snprintf(norm, sizeof norm, "%s.conv_norm_out", part);
-    snprintf(name, sizeof name, "%s.conv_out.conv", part);
+    vae_name(norm, "%s.conv_norm_out", part);
+    vae_name(name, "%s.conv_out.conv", part);
     vae_sum(v, 0, x);
     struct vae_source in = vae_normed(v, x, ring, norm, 0), plain = in;
     plain.act = HV_ACT_NONE;
@@ -71,28 +71,6 @@ static void head(struct vae *v, const struct vae_stream *s, const char *part, co
 
 /* ---- decoder ---- */
 
-/* The next level's x = conv(nearest(y)) in phase form. Where time doubles, frame 0 gives one frame and every other two; a
- * frame 0 seen twice is a view of stride 0. */
-static void upsample(struct vae *v, hv_tensor x, hv_tensor y, int i, int64_t window, const char *block)
-{
-    struct hv_conv p = {.up = {i ? 2 : 1, 2, 2}, .pad = HV_PAD_REPLICATE};
-    char name[VAE_NAME];
-
-    snprintf(name, sizeof name, "%s.upsamplers.0.conv.conv", block);
-    if (!i) {
-        struct vae_source in = {.kind = VAE_RAW, .x = y, .ring = hv_arena_row(v->arena, ring_row[i]), .stride = 1, .have = -1};
-        vae_conv(v, x, &in, window, name, p);
-        return;
-    }
-    const hv_tensor w = hv_weight(v->w, "%s.weight", name), b = hv_weight(v->w, "%s.bias", name);
-    hv_tensor twice = hv_rows(y, 0, 1);
-    twice.shape[0] = 2;
-    twice.stride[0] = 0;
-    hv_conv(v->d, hv_rows(x, 0, 1), twice, w, b, &p);
-    if (y.shape[0] > 1)
-        hv_conv(v->d, hv_rows(x, 1, x.shape[0] - 1), y, w, b, &p);
-}
-
 static struct vae_stream decoder_in(struct vae *v, const struct vae_level *l, hv_tensor z)
 {
     const int64_t *n = z.shape;
@@ -113,21 +91,22 @@ void vae_decode(struct vae *v, hv_tensor y, hv_tensor z)
 {
     struct vae_level l[VAE_LEVELS];
     struct vae_stream s;
-    char block[VAE_NAME];
+    char block[VAE_NAME], name[VAE_NAME];
 
     assert(v->o.part == VAE_DECODER && z.shape[0] <= v->o.t && z.shape[1] <= v->o.h && z.shape[2] <= v->o.w);
     levels(v, l, z.shape);
     s = decoder_in(v, l, z);
     vae_mid(v, &s, hv_arena_row(v->arena, ring_row[0]), "decoder.mid_block");
     for (int i = 0; i < VAE_LEVELS; i++) {
-        snprintf(block, sizeof block, "decoder.up_blocks.%d", i);
+        vae_name(block, "decoder.up_blocks.%d", i);
         hv_weights_take(v->w, block);
         resnets(v, &s, l, i, block, v->c.layers + 1);
         if (i < VAE_LEVELS - 1) {
             const hv_tensor kept = vae_flat(v, y_row[i], 4, vae_x(&s).shape);
             hv_copy(v->d, kept, vae_x(&s));
             s = stream(v, l, i + 1);
-            upsample(v, vae_x(&s), kept, i, l[i].window, block);
+            vae_name(name, "%s.upsamplers.0.conv.conv", block);
+            vae_upsample(v, vae_x(&s), kept, hv_arena_row(v->arena, ring_row[i]), (const int[]){i ? 2 : 1, 2, 2}, l[i].window, name);
         }
         vae_tell(v, vae_x(&s), 0, "%s", block);
         hv_weights_give(v->w, block);
@@ -146,7 +125,7 @@ static struct vae_stream downsample(struct vae *v, const struct vae_stream *s, c
     struct vae_source in = {.kind = VAE_RAW, .x = vae_x(s), .ring = hv_arena_row(v->arena, ring_row[i]), .stride = time, .have = -1};
     char name[VAE_NAME];
 
-    snprintf(name, sizeof name, "%s.downsamplers.0.conv.conv", block);
+    vae_name(name, "%s.downsamplers.0.conv.conv", block);
     vae_conv(v, y, &in, s->window > 1 ? s->window / time : 1, name, (struct hv_conv){.stride = {time, 2, 2}});
     hv_copy(v->d, vae_x(&next), y);
     return next;
@@ -164,7 +143,7 @@ void vae_encode(struct vae *v, hv_tensor moments, hv_tensor x)
     vae_conv(v, vae_x(&s), &in, s.window, "encoder.conv_in.conv", (struct hv_conv){0});
     vae_tell(v, vae_x(&s), 0, "encoder.conv_in");
     for (int i = 0; i < VAE_LEVELS; i++) {
-        snprintf(block, sizeof block, "encoder.down_blocks.%d", i);
+        vae_name(block, "encoder.down_blocks.%d", i);
         hv_weights_take(v->w, block);
         resnets(v, &s, l, i, block, v->c.layers);
         if (i < VAE_LEVELS - 1)

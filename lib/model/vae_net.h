@@ -57,6 +57,7 @@ int64_t vae_slot_channels(const struct vae_level *l);
 void    vae_levels(const struct vae_config *c, enum vae_part part, int64_t t, int64_t h, int64_t w, struct vae_level l[VAE_LEVELS]);
 
 /* vae_blocks.c */
+void vae_name(char buf[VAE_NAME], const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 hv_tensor vae_flat(const struct vae *v, const char *row, int ndim, const int64_t *shape);
 hv_tensor vae_frames(const struct vae_stream *s, int64_t c, int64_t at);
 hv_tensor vae_x(const struct vae_stream *s);
@@ -65,6 +66,7 @@ struct vae_source vae_normed(struct vae *v, hv_tensor x, hv_tensor ring, const c
 void vae_sum(struct vae *v, int which, hv_tensor x);
 void vae_conv1(struct vae *v, hv_tensor y, hv_tensor x, const char *name);
 void vae_conv(struct vae *v, hv_tensor y, struct vae_source *s, int64_t window, const char *name, struct hv_conv p);
+void vae_upsample(struct vae *v, hv_tensor x, hv_tensor y, hv_tensor ring, const int factor[3], int64_t window, const char *name);
 void vae_resnet(struct vae *v, struct vae_stream *s, hv_tensor ring, hv_tensor cut, int64_t co, const char *name);
 void vae_mid(struct vae *v, struct vae_stream *s, hv_tensor ring, const char *name);
 void vae_tell(struct vae *v, hv_tensor t, int64_t first, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
