@@ -55,6 +55,10 @@ enum hv_filter { HV_BILINEAR, HV_LANCZOS };     /* support 1 and 3 source pixels
 int hv_image_resize(struct hv_image *dst, const struct hv_image *src, int width, int height, enum hv_filter filter,
                     struct hv_err *e);
 
+/* The same bilinearly without antialiasing, in OpenCV's fixed point (cv2.resize, INTER_LINEAR, 8 bits) bit for bit: what the
+ * face detector of the reference is fed with. */
+int hv_image_resize_cv(struct hv_image *dst, const struct hv_image *src, int width, int height, struct hv_err *e);
+
 /* Writes a PNG: to a temporary that is renamed when whole. */
 int hv_image_write_png(const struct hv_image *im, const char *path, struct hv_err *e);
 

@@ -197,3 +197,73 @@ int hv_image_resize(struct hv_image *dst, const struct hv_image *src, int width,
     memcpy(dst->rgb, src->rgb, (size_t)width * (size_t)height * 3);
     return 0;
 }
+
+/* ---- OpenCV's bilinear ---- weights of 11 fractional bits */
+
+struct lerp {
+    int at, next, c0, c1;               /* samples, weights */
+};
+
+/* Weights of one axis. Across, a position outside of the picture takes the edge alone; down, both rows are the edge. */
+static struct lerp *lerps(int from, int to, int across_it)
+{
+    struct lerp *l = malloc((size_t)to * sizeof *l);
+
+    for (int d = 0; l && d < to; d++) {
+        float f = (float)((d + 0.5) * ((double)from / to) - 0.5);
+        int s = (int)floorf(f);
+
+        f -= (float)s;
+        if (across_it && s < 0)
+            s = 0, f = 0;
+        if (across_it && s >= from - 1)
+            s = from - 1, f = 0;
+        l[d].c0 = (int)rintf((1 - f) * 2048);
+        l[d].c1 = (int)rintf(f * 2048);
+        l[d].at = s < 0 ? 0 : s >= from ? from - 1 : s;
+        l[d].next = s + 1 < 0 ? 0 : s + 1 >= from ? from - 1 : s + 1;
+    }
+    return l;
+}
+
+/* One source row, resampled across: [3 * width] of 11 fractional bits. */
+static void lerp_row(int *out, const struct hv_image *src, int y, const struct lerp *x, int width)
+{
+    const uint8_t *row = src->rgb + (size_t)y * (size_t)src->width * 3;
+
+    for (int d = 0; d < width; d++)
+        for (int c = 0; c < 3; c++)
+            out[3 * d + c] = x[d].c0 * row[3 * x[d].at + c] + x[d].c1 * row[3 * x[d].next + c];
+}
+
+int hv_image_resize_cv(struct hv_image *dst, const struct hv_image *src, int width, int height, struct hv_err *e)
+{
+    struct lerp *x, *y;
+    int *rows;
+
+    if (hv_image_open(dst, width, height, e))
+        return e->code;
+    x = lerps(src->width, width, 1);
+    y = lerps(src->height, height, 0);
+    rows = malloc((size_t)width * 6 * sizeof *rows);
+    for (int i = 0; x && y && rows && i < height; i++) {
+        uint8_t *out = dst->rgb + (size_t)i * (size_t)width * 3;
+        const int *a = rows, *b = rows + 3 * width;
+
+        lerp_row(rows, src, y[i].at, x, width);
+        lerp_row(rows + 3 * width, src, y[i].next, x, width);
+        for (int d = 0; d < 3 * width; d++) {
+            const int v = ((y[i].c0 * (a[d] >> 4) >> 16) + (y[i].c1 * (b[d] >> 4) >> 16) + 2) >> 2;
+            out[d] = (uint8_t)(v < 0 ? 0 : v > 255 ? 255 : v);
+        }
+    }
+    const int ok = x && y && rows;
+    free(x);
+    free(y);
+    free(rows);
+    if (!ok) {
+        hv_image_close(dst);
+        return hv_fail(e, HV_ENOMEM, "no memory to resize %d x %d pixels", src->width, src->height);
+    }
+    return 0;
+}
