@@ -62,6 +62,7 @@ const struct hv_meta_key hv_contract_meta[] = {
     {"hv.height", "face, ref, latent, state, video", "pixels down"},
     {"hv.frames", "audio, latent, state, video", "frames that the sound needs; hv-decode trims to them"},
     {"hv.fps", "audio, latent, state, video", "video frames a second"},
+    {"hv.face", "face", "where the mask is from: detector, box, full or none (nothing found, whole picture)"},
     {"hv.seed", "latent, state", "seed of the starting noise"},
     {"hv.rng", "latent, state", "generator of the noise: cuda:SMxTPS or cpu"},
     {"hv.steps", "latent, state", "denoising steps of the run"},

@@ -181,6 +181,29 @@ static void compare_boxes(struct ctx *c, const struct face_box *found, int n)
                    "%d: pixels %.1e (1e-3), scores %.1e (1e-5)", n, worst, chance);
 }
 
+/* The golden's rows: x1 y1 x2 y2 score, landmarks, class; in pixels of the network's picture. */
+static void compare_nms(struct ctx *c, const struct face_box *found, int n)
+{
+    double worst = 0, chance = 0;
+    hv_tensor want;
+
+    if (!tensor(c, "nms", &want))
+        return;
+    for (int i = 0; i < n && n == want.shape[0]; i++) {
+        const struct face_box *b = &found[i];
+        const float *w = (const float *)want.data + i * FACE_COLUMNS;
+        const double got[4] = {b->x, b->y, b->x + b->w, b->y + b->h};
+
+        for (int k = 0; k < 4; k++)
+            worst = fmax(worst, fabs(got[k] - w[k]));
+        for (int k = 0; k < 10; k++)
+            worst = fmax(worst, fabs(b->landmark[k] - w[5 + k]));
+        chance = fmax(chance, fabs(b->score - w[4]));
+    }
+    golden_verdict(c->g, c->name, "nms", n == want.shape[0] && worst <= 1e-3 && chance <= 1e-5,
+                   "%d of %d: pixels %.1e (1e-3), scores %.1e (1e-5)", n, (int)want.shape[0], worst, chance);
+}
+
 /* From the boxes by score to the mask, with the reference's choice. */
 static void compare_choice(struct ctx *c, const struct face_box *found, int n, int width, int height)
 {
@@ -257,6 +280,7 @@ static void post_case(struct ctx *c)
         if (face_suppress(&boxes, &n, pred, rows, config.conf, config.iou, &e))
             golden_error(c->g, c->name, &e);
         else {
+            compare_nms(c, boxes, n);
             face_scale(boxes, n, (int)image.shape[1], (int)image.shape[0], w1, h1);
             compare_boxes(c, boxes, n);
             compare_choice(c, boxes, n, (int)image.shape[1], (int)image.shape[0]);
