@@ -1,0 +1,94 @@
+/* hv-tensor - looks at tensor files, compares, converts, cuts, joins, checks and draws them. See hv-tensor.1 */
+#include "hv-tensor.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "io/contract.h"
+#include "io/listing.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv, struct hv_err *e);
+} commands[] = {
+    {"list", cmd_list},   {"stats", cmd_stats}, {"diff", cmd_diff},   {"convert", cmd_convert},
+    {"slice", cmd_slice}, {"merge", cmd_merge}, {"check", cmd_check}, {"preview", cmd_preview},
+};
+
+int cmd_list(int argc, char **argv, struct hv_err *e)
+{
+    static int json;
+    static struct hv_common c;
+    static const char *const only_stdin[] = {"-"};
+    const struct hv_opt opts[] = {{"json", 0, HV_OPT_FLAG, &json, NULL, "one JSON array, an object a file", 0, 0}, {0}};
+    const struct hv_cli cli = {"hv-tensor", "list [FILE]...",
+                               "Lists tensors (name, dtype, shape, bytes), after the metadata as '# key: value'.", opts, &c, 0,
+                               -1};
+    json_t *all = NULL;
+    int rc = hv_cli_parse(&cli, argc, argv, e);
+    const char *const *path = c.n_operands ? c.operand : only_stdin;
+    const int n = c.n_operands ? c.n_operands : 1;
+
+    if (!rc)
+        rc = refuse_output(&c, "list", e);
+    if (!rc && json && !(all = json_array()))
+        rc = hv_fail(e, HV_ENOMEM, "out of memory");
+    for (int i = 0; i < n && !rc; i++) {
+        struct hv_in *in = NULL;
+        rc = hv_in_open(&in, path[i], e);
+        if (!rc && json && json_array_append_new(all, hv_listing_json(in)))
+            rc = hv_fail(e, HV_ENOMEM, "out of memory");
+        if (!rc && !json) {
+            if (n > 1) {
+                fputs(i ? "\n" : "", stdout);
+                hv_print_safe(stdout, path[i]);
+                fputs(":\n", stdout);
+            }
+            hv_listing(stdout, in, 1);
+        }
+        hv_in_close(in);
+    }
+    if (!rc && json) {
+        json_dumpf(all, stdout, JSON_INDENT(1));
+        putchar('\n');
+    }
+    json_decref(all);
+    return rc;
+}
+
+static int general(int argc, char **argv, struct hv_err *e)
+{
+    static struct hv_common c;
+    const struct hv_cli cli = {"hv-tensor", "list|stats|diff|convert|slice|merge|check|preview ARGUMENT...",
+                               "Looks at tensor files (safetensors), compares, converts, cuts, joins, checks, draws them.\n\n"
+                               "  list [FILE]...           metadata; name, dtype, shape, bytes\n"
+                               "  stats [FILE]             min, max, mean, rms, NaN and Inf of each tensor\n"
+                               "  diff A B                 largest and relative difference, cosine, where\n"
+                               "  convert [FILE]           another dtype; npy and back\n"
+                               "  slice FILE KEY RANGES    a part of a tensor: :,0:4\n"
+                               "  merge FILE...            several files into one\n"
+                               "  check [FILE]...          which stage file it is, and whether the next stage takes it\n"
+                               "  preview [FILE]           latents, masks, frames, features as a PNG\n\n"
+                               "hv-tensor COMMAND --help has the options of a command.",
+                               NULL, &c, 1, 1};
+    const int rc = hv_cli_parse(&cli, argc, argv, e);
+
+    return rc ? rc : hv_fail(e, HV_EUSAGE, "'%s' is not a command: list, stats, diff, convert, slice, merge, check or preview",
+                             c.operand[0]);
+}
+
+int main(int argc, char **argv)
+{
+    struct hv_err e = {0};
+    int found = 0;
+
+    for (size_t i = 0; i < sizeof commands / sizeof *commands && argc > 1; i++) {
+        if (!strcmp(argv[1], commands[i].name)) {
+            found = 1;
+            commands[i].run(argc - 1, argv + 1, &e);
+        }
+    }
+    if (!found)
+        general(argc > 2 ? 2 : argc, argv, &e);
+    return hv_exit("hv-tensor", &e);
+}
