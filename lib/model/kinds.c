@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "model/dit.h"
 #include "model/whisper.h"
 
 static int done(struct hv_wlist *l, struct hv_err *e)
@@ -16,6 +17,16 @@ static int list_unknown(struct hv_wlist *l, const json_t *config, struct hv_err 
     return hv_fail(e, HV_EUNSUP, "no list of the weights of this network");
 }
 
+static int list_transformer(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    struct dit_config c = {0};
+
+    if (dit_config_parse(&c, config, e))
+        return e->code;
+    dit_weights(l, &c);
+    return done(l, e);
+}
+
 static int list_audio_encoder(struct hv_wlist *l, const json_t *config, struct hv_err *e)
 {
     struct whisper_config c = {0};
@@ -27,7 +38,7 @@ static int list_audio_encoder(struct hv_wlist *l, const json_t *config, struct h
 }
 
 const struct hv_kind hv_kinds[] = {
-    {"transformer",    "double_blocks.",     list_unknown},
+    {"transformer",    "double_blocks.",     list_transformer},
     {"vae",            "decoder.up_blocks.", list_unknown},
     {"text_encoder",   "language_model.",    list_unknown},
     {"text_encoder_2", "text_model.",        list_unknown},

@@ -211,16 +211,22 @@ int cmd_preview(int argc, char **argv, struct hv_err *e)
     struct hv_in *in = NULL;
     struct hv_image im = {0};
     struct view v = {0};
+    struct hv_entry t;
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
     if (!rc && (!o.c.output || !strcmp(o.c.output, "-")))
         rc = hv_fail(e, HV_EUSAGE, "-o FILE.png is missing");
     if (!rc)
         rc = hv_in_open(&in, o.c.n_operands ? o.c.operand[0] : "-", e);
-    if (!rc && !(v.t = pick(in, o.key, e)))
+    const struct hv_entry *picked = rc ? NULL : pick(in, o.key, e);
+    if (!rc && !picked)
         rc = e->code;
     if (!rc) {
-        v.data = hv_in_data(in, v.t);
+        v.data = hv_in_data(in, picked);
+        t = *picked;
+        for (; t.ndim > 3 && t.shape[0] == 1; t.ndim--)         /* a batch of one */
+            memmove(t.shape, t.shape + 1, (size_t)(t.ndim - 1) * sizeof *t.shape);
+        v.t = &t;
         rc = choose(&v, e);
     }
     if (!rc) {
