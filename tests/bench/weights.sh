@@ -1,0 +1,23 @@
+#!/bin/sh
+# hv-weights synth against dd on the same disk in the same run. SIZE: hidden size of the transformer (1536: 6.6 GB).
+set -eu
+: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${HIDDEN:=1024}"
+rss=$BUILD/tests/bench/rss
+dir=$(mktemp -d "${TMPDIR:-/tmp}/hv.XXXXXX")
+trap 'rm -rf "$dir"' EXIT
+
+jq --argjson h "$HIDDEN" '.hidden_size = $h | .num_heads = ($h / 128) | .depth_double_blocks = 20 | .depth_single_blocks = 40
+    | .mlp_width_ratio = 4.0' examples/model-tiny/transformer/config.json >"$dir/config.json"
+seconds() { "$rss" "$@" 2>&1 >/dev/null | sed -n 's/^rss \([0-9.]*\) \([0-9.]*\)$/\2 \1/p'; }
+
+set -- $(seconds "$BIN/hv-weights" synth -q "$dir/config.json" 1 "$dir/m.st")
+synth=$1 mib=$2
+bytes=$(stat -c %s "$dir/m.st")
+rm "$dir/m.st"
+set -- $(seconds dd if=/dev/zero of="$dir/z" bs=1M count=$((bytes / 1048576)) status=none)
+dd=$1
+rm "$dir/z"
+awk -v b="$bytes" -v s="$synth" -v d="$dd" -v m="$mib" 'BEGIN {
+    printf "what\tGB\tseconds\tMB/s\tresident_MiB\tratio_to_dd\n"
+    printf "dd\t%.2f\t%.1f\t%.0f\t-\t1.00\n", b / 1e9, d, b / 1e6 / d
+    printf "synth\t%.2f\t%.1f\t%.0f\t%.0f\t%.2f\n", b / 1e9, s, b / 1e6 / s, m, d / s }'
