@@ -3,7 +3,7 @@
 #ifndef HV_SIMD_H
 #define HV_SIMD_H
 
-#include "ops/ops.h"
+#include "ops/backend.h"
 
 #define KR 8                            /* rows and columns of the tile that `product` computes */
 #define KC 48
