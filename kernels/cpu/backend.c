@@ -2,7 +2,6 @@
 #define _DEFAULT_SOURCE                 /* MAP_ANONYMOUS */
 #include "cpu.h"
 
-#include <cblas.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -34,7 +33,6 @@ static int cpu_open(struct hv_dev *d, int index, struct hv_err *e)
         free(c);
         return hv_fail(e, HV_ENOMEM, "cpu: no memory for the scratch of %d threads", d->threads);
     }
-    openblas_set_num_threads(1);        /* products are cut into tiles here; a tile belongs to one thread */
     d->impl = c;
     return 0;
 }

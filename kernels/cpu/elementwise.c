@@ -213,6 +213,13 @@ void cpu_fill(struct hv_dev *d, hv_tensor y, float value)
         const struct piece s = piece_at(&p, i);
         for (int64_t r = s.first; r < s.last; r++) {
             char *to = (char *)y.data + (cpu_row(&y, r) + s.col * step) * size;
+            if (y.dtype == HV_F32 && step == 1) {
+                float *f = (float *)(void *)to;
+#pragma omp simd
+                for (int64_t c = 0; c < s.n; c++)
+                    f[c] = value;
+                continue;
+            }
             for (int64_t c = 0; c < s.n; c++)
                 memcpy(to + c * step * size, one, (size_t)size);
         }

@@ -27,6 +27,9 @@ struct cpu_simd {
     void (*turn_pairs)(float *x, const float *c, const float *s, int64_t n);
     void (*turn_halves)(float *x, const float *c, const float *s, int64_t half);
 
+    /* Sum of x[i] w[i], w as stored, without its scale. */
+    float (*dot)(const float *x, hv_dtype t, const void *w, int64_t n);
+
     /* y[r * step] += sum of x[r * ldx + i] w[i], r < rows <= 4 */
     void (*dots)(float *y, int64_t step, const float *x, int64_t ldx, int64_t rows, const float *w, int64_t n);
 
