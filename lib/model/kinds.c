@@ -3,6 +3,9 @@
 #include <string.h>
 
 #include "model/dit.h"
+#include "model/clip.h"
+#include "model/llama.h"
+#include "model/vit.h"
 #include "model/whisper.h"
 
 static int done(struct hv_wlist *l, struct hv_err *e)
@@ -37,11 +40,33 @@ static int list_audio_encoder(struct hv_wlist *l, const json_t *config, struct h
     return done(l, e);
 }
 
+static int list_text_encoder(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    struct vit_config vision = {0};
+    struct llama_config language = {0};
+
+    if (vit_config_parse(&vision, config, e) || llama_config_parse(&language, config, e))
+        return e->code;
+    vit_weights(l, &vision);
+    llama_weights(l, &language);
+    return done(l, e);
+}
+
+static int list_text_encoder_2(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    struct clip_config c = {0};
+
+    if (clip_config_parse(&c, config, e))
+        return e->code;
+    clip_weights(l, &c);
+    return done(l, e);
+}
+
 const struct hv_kind hv_kinds[] = {
     {"transformer",    "double_blocks.",     list_transformer},
     {"vae",            "decoder.up_blocks.", list_unknown},
-    {"text_encoder",   "language_model.",    list_unknown},
-    {"text_encoder_2", "text_model.",        list_unknown},
+    {"text_encoder",   "language_model.",    list_text_encoder},
+    {"text_encoder_2", "text_model.",        list_text_encoder_2},
     {"audio_encoder",  "encoder.conv1.",     list_audio_encoder},
     {"face_detector",  "model.0.",           list_unknown},
     {0}
