@@ -6,6 +6,7 @@
 #include "model/clip.h"
 #include "model/llama.h"
 #include "model/vit.h"
+#include "model/vae.h"
 #include "model/whisper.h"
 
 static int done(struct hv_wlist *l, struct hv_err *e)
@@ -27,6 +28,16 @@ static int list_transformer(struct hv_wlist *l, const json_t *config, struct hv_
     if (dit_config_parse(&c, config, e))
         return e->code;
     dit_weights(l, &c);
+    return done(l, e);
+}
+
+static int list_vae(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    struct vae_config c = {0};
+
+    if (vae_config_parse(&c, config, e))
+        return e->code;
+    vae_weights(l, &c);
     return done(l, e);
 }
 
@@ -64,7 +75,7 @@ static int list_text_encoder_2(struct hv_wlist *l, const json_t *config, struct 
 
 const struct hv_kind hv_kinds[] = {
     {"transformer",    "double_blocks.",     list_transformer},
-    {"vae",            "decoder.up_blocks.", list_unknown},
+    {"vae",            "decoder.up_blocks.", list_vae},
     {"text_encoder",   "language_model.",    list_text_encoder},
     {"text_encoder_2", "text_model.",        list_text_encoder_2},
     {"audio_encoder",  "encoder.conv1.",     list_audio_encoder},

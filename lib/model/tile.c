@@ -76,7 +76,7 @@ static int64_t quarter(const struct tile_spec *s, int time)
 
 static void add(struct hv_plan *p, const char *name, int64_t a, int64_t b, int64_t c, int64_t d, int64_t e)
 {
-    hv_plan_add(p, name, HV_F32, 1, 5, (int64_t[]){a, b, c, d, e});
+    hv_plan_add(p, name, HV_F32, UINT32_MAX, 5, (int64_t[]){a, b, c, d, e});
 }
 
 void tile_plan(struct hv_plan *p, const struct tile_spec *s)
@@ -102,7 +102,7 @@ static hv_tensor row(const struct tiler *r, const char *name, int64_t index, int
     const struct hv_plan_row *p = hv_plan_find(&r->plan, name);
     const size_t each = p->bytes / (size_t)p->view.shape[0];
 
-    return hv_view(r->memory + p->offset + (size_t)index * each, HV_F32, 4, (int64_t[]){t, h, w, r->C});
+    return hv_view(r->memory ? r->memory + p->offset + (size_t)index * each : NULL, HV_F32, 4, (int64_t[]){t, h, w, r->C});
 }
 
 /* ---- blending ---- */
@@ -162,6 +162,8 @@ static int raster_tile(struct tiler *r, hv_tensor frames, const struct tile_part
 
     if (one_tile(r, y, at, e))
         return e->code;
+    if (!r->memory)
+        return 0;
     if (i)
         blend(row(r, "host.above", j, t, up, w), y, 1, r->ext);
     if (j)
@@ -207,16 +209,17 @@ static int run(struct tiler *r, tile_emit_fn *emit, void *ctx, struct hv_err *e)
         hv_tensor y = row(r, "host.frames", 0, tile_out(s, 0, n), r->H, r->W);
         if (space(r, y, first, n, e))
             return e->code;
-        if (i) {
+        if (i)
             y = hv_rows(y, 1, y.shape[0] - 1);
+        if (i && r->memory)
             blend(row(r, "host.before", 0, kept, r->H, r->W), y, 0, r->text);
-        }
         if (r->in_time) {
             kept = min64(r->text, y.shape[0]);
-            copy(row(r, "host.before", 0, kept, r->H, r->W), tail(y, 0, kept));
+            if (r->memory)
+                copy(row(r, "host.before", 0, kept, r->H, r->W), tail(y, 0, kept));
             y = hv_rows(y, 0, min64(r->tlimit + (i == 0), y.shape[0]));
         }
-        if (emit(ctx, y, done, e))
+        if (emit && emit(ctx, y, done, e))
             return e->code;
         done += y.shape[0];
         if (!r->in_time)
@@ -249,8 +252,8 @@ int tile_run(const struct tile_spec *s, tile_net_fn *net, void *net_ctx, tile_em
     tile_plan(&r.plan, s);
     if (hv_plan_place(&r.plan, e))
         return e->code;
-    r.memory = malloc(hv_plan_bytes(&r.plan));
-    if (!r.memory)
+    r.memory = emit ? malloc(hv_plan_bytes(&r.plan)) : NULL;
+    if (emit && !r.memory)
         return hv_fail(e, HV_ENOMEM, "tiles: out of memory: %zu MiB for blending", hv_plan_bytes(&r.plan) >> 20);
     rc = run(&r, emit, emit_ctx, e);
     free(r.memory);

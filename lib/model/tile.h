@@ -54,7 +54,8 @@ void tile_largest(const struct tile_spec *s, int64_t size[3]);
 /* Adds the rows host.tile, host.frames, host.above, host.left, host.before: those the size needs. */
 void tile_plan(struct hv_plan *p, const struct tile_spec *s);
 
-/* Runs. Returns the first failure of net or emit, or HV_ENOMEM. */
+/* Runs. Returns the first failure of net or emit, or HV_ENOMEM. emit NULL: net is called for every tile with a y without data,
+ * and nothing is kept: the work is counted, not done. */
 int tile_run(const struct tile_spec *s, tile_net_fn *net, void *net_ctx, tile_emit_fn *emit, void *emit_ctx, struct hv_err *e);
 
 #ifdef __cplusplus
