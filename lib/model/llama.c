@@ -9,7 +9,7 @@
 
 enum { PH_ATTN = 1, PH_MLP = 2, PH_ALL = 3 };
 
-#define ROWS_MLP 512            /* rows of a chunk of the MLP, the widest thing there is; each chunk reads the weights again */
+#define ROWS_MLP 1536           /* rows of a chunk of the MLP: two prompts of the released model are one, which reads the weights once */
 #define MODEL    "language_model.model."
 
 /* ---- config ---- */
