@@ -2,9 +2,11 @@
 
 #include <string.h>
 
-#include "model/dit.h"
 #include "model/clip.h"
+#include "model/dit.h"
+#include "model/face.h"
 #include "model/llama.h"
+#include "model/vae.h"
 #include "model/vit.h"
 #include "model/vae.h"
 #include "model/whisper.h"
@@ -12,13 +14,6 @@
 static int done(struct hv_wlist *l, struct hv_err *e)
 {
     return l->fault ? hv_fail(e, HV_ENOMEM, "list of weights: out of memory") : 0;
-}
-
-static int list_unknown(struct hv_wlist *l, const json_t *config, struct hv_err *e)
-{
-    (void)l;
-    (void)config;
-    return hv_fail(e, HV_EUNSUP, "no list of the weights of this network");
 }
 
 static int list_transformer(struct hv_wlist *l, const json_t *config, struct hv_err *e)
@@ -73,13 +68,33 @@ static int list_text_encoder_2(struct hv_wlist *l, const json_t *config, struct 
     return done(l, e);
 }
 
+static int list_vae(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    struct vae_config c = {0};
+
+    if (vae_config_parse(&c, config, e))
+        return e->code;
+    vae_weights(l, &c);
+    return done(l, e);
+}
+
+static int list_face_detector(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    struct face_config c = {0};
+
+    if (face_config_parse(&c, config, e))
+        return e->code;
+    face_weights(l, &c);
+    return done(l, e);
+}
+
 const struct hv_kind hv_kinds[] = {
     {"transformer",    "double_blocks.",     list_transformer},
     {"vae",            "decoder.up_blocks.", list_vae},
     {"text_encoder",   "language_model.",    list_text_encoder},
     {"text_encoder_2", "text_model.",        list_text_encoder_2},
     {"audio_encoder",  "encoder.conv1.",     list_audio_encoder},
-    {"face_detector",  "model.0.",           list_unknown},
+    {"face_detector",  "model.0.",           list_face_detector},
     {0}
 };
 

@@ -19,6 +19,7 @@ struct options {
     const char *dtype, *kind;
     double      gain;
     uint64_t    seed;
+    int         in_folder;
     hv_dtype    as;                     /* HV_NONE: as stored */
 };
 
@@ -70,7 +71,8 @@ static int synth_part(const struct hv_cli *cli, const char *config, const char *
     struct hv_wlist list = {0};
     struct pack pack = {0};
     struct hv_out out = {.align = 4096, .digest = 1};
-    struct job job = {.pack = &pack, .o = o};
+    struct options mine = *o;
+    struct job job = {.pack = &pack, .o = &mine};
     const double start = seconds();
     double bytes = 0;
     int rc = hv_json_read(&root, config, e);
@@ -80,6 +82,9 @@ static int synth_part(const struct hv_cli *cli, const char *config, const char *
         rc = hv_fail(e, HV_EINPUT, "%s: not the config of a network known here (--kind NAME?)", config);
     if (!rc && kind->list(&list, root, e))
         rc = hv_context(e, "%s", config);
+    /* Among the parts of a model only the face detector's kernels are meant. */
+    if (!rc && o->in_folder && strcmp(kind->name, "face_detector"))
+        mine.gain = 0;
     for (int i = 0; i < list.n && !rc; i++) {
         const struct hv_wspec *s = &list.w[i];
         pack_add(&pack, s->name, o->as ? o->as : s->dtype, s->ndim, s->shape, SYNTH, i);
@@ -88,7 +93,7 @@ static int synth_part(const struct hv_cli *cli, const char *config, const char *
     if (!rc)
         rc = pack_layout(&pack, &out, e);
     if (!rc) {
-        set_metadata(&out, kind, o);
+        set_metadata(&out, kind, &mine);
         hv_progress_open(&job.progress, cli);
         rc = hv_out_produce(&out, path, BLOCK, produce, &job, e);
         hv_progress_close(&job.progress);
@@ -212,7 +217,7 @@ int cmd_synth(int argc, char **argv, struct hv_err *e)
     static struct options o = {.dtype = "as-stored"};
     const struct hv_opt opts[] = {
         {"dtype", 0, HV_OPT_STR, &o.dtype, "TYPE", "as-stored, f32, bf16 or f16 (default: as-stored)", 0, 0},
-        {"gain", 0, HV_OPT_REAL, &o.gain, "G", "multiply convolution kernels [n,c,h,w] by G", 1e-6, 1e6},
+        {"gain", 0, HV_OPT_REAL, &o.gain, "G", "multiply kernels [n,c,h,w] by G; in a folder the face detector's", 1e-6, 1e6},
         {"kind", 0, HV_OPT_STR, &o.kind, "NAME", "transformer, vae, .. (default: from the config)", 0, 0},
         {0}
     };
@@ -230,6 +235,7 @@ int cmd_synth(int argc, char **argv, struct hv_err *e)
         return rc;
     if (!is_folder(o.c.operand[0]))
         return synth_part(&cli, o.c.operand[0], o.kind, out, &o, e);
+    o.in_folder = 1;
     /* "model/vae/" has the name "vae". */
     snprintf(from, sizeof from, "%s", o.c.operand[0]);
     for (size_t n = strlen(from); n > 1 && from[n - 1] == '/'; n--)
