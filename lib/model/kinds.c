@@ -68,16 +68,6 @@ static int list_text_encoder_2(struct hv_wlist *l, const json_t *config, struct 
     return done(l, e);
 }
 
-static int list_vae(struct hv_wlist *l, const json_t *config, struct hv_err *e)
-{
-    struct vae_config c = {0};
-
-    if (vae_config_parse(&c, config, e))
-        return e->code;
-    vae_weights(l, &c);
-    return done(l, e);
-}
-
 static int list_face_detector(struct hv_wlist *l, const json_t *config, struct hv_err *e)
 {
     struct face_config c = {0};
