@@ -26,6 +26,16 @@ static int list_transformer(struct hv_wlist *l, const json_t *config, struct hv_
     return done(l, e);
 }
 
+static int list_vae(struct hv_wlist *l, const json_t *config, struct hv_err *e)
+{
+    struct vae_config c = {0};
+
+    if (vae_config_parse(&c, config, e))
+        return e->code;
+    vae_weights(l, &c);
+    return done(l, e);
+}
+
 static int list_audio_encoder(struct hv_wlist *l, const json_t *config, struct hv_err *e)
 {
     struct whisper_config c = {0};
