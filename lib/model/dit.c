@@ -462,13 +462,11 @@ static void take_block(const struct dit *n, const char *stem, int64_t i, int tak
 /* Everything up to the last single block. */
 static void blocks(struct dit *n, const struct state *s, const struct dit_call *call)
 {
-    const int64_t all = n->c.double_blocks + n->c.single_blocks;
     int64_t at = 0;
 
     embed(n, s, call);
     for (int64_t i = 0; i < n->c.double_blocks; i++) {
         const int j = dit_adapter_of(&n->c, i);
-        hv_dev_report(n->dev, "block", (int)i, (int)all);
         take_block(n, "double_blocks", i, 1);
         double_block(n, s, i);
         take_block(n, "double_blocks", i, 0);
@@ -484,7 +482,6 @@ static void blocks(struct dit *n, const struct state *s, const struct dit_call *
     }
     dit_traced(n, 0, 0, s->x, "single.input");
     for (int64_t i = 0; i + 1 < n->c.single_blocks; i++) {
-        hv_dev_report(n->dev, "block", (int)(n->c.double_blocks + i), (int)all);
         take_block(n, "single_blocks", i, 1);
         single_block(n, s, i);
         take_block(n, "single_blocks", i, 0);
@@ -627,6 +624,11 @@ void dit_close(struct dit *n)
     free(n->saved.window);
     free(n->saved.text);
     free(n);
+}
+
+struct hv_dev *dit_device(const struct dit *n)
+{
+    return n->dev;
 }
 
 const struct hv_plan *dit_device_plan(const struct dit *n)

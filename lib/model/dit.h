@@ -95,6 +95,7 @@ int  dit_open(struct dit **n, struct hv_dev *d, struct hv_weights *w, const stru
               const struct dit_choice *choice, struct hv_err *e);
 void dit_close(struct dit *n);
 
+struct hv_dev        *dit_device(const struct dit *n);
 const struct hv_plan *dit_device_plan(const struct dit *n);
 const struct hv_plan *dit_host_plan(const struct dit *n);
 
@@ -136,7 +137,7 @@ enum dit_cache { DIT_PLAIN, DIT_SAVE, DIT_LOAD };
 
 struct dit_call {
     int            moment;
-    hv_tensor      latents, ref;        /* f32 [C, T, h, w], host; not read by DIT_LOAD */
+    hv_tensor      latents, ref;        /* f32 [C, T, h, w], host; not read by DIT_LOAD. With keep_ref, ref is read once */
     const float   *mask;                /* [T P]; not read by DIT_LOAD */
     const int32_t *sound;               /* [4T - 3] rows of dit_sound; not read by DIT_LOAD */
     hv_tensor      out;                 /* f32 [C, T, h, w], host: the velocity */

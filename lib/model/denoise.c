@@ -1,0 +1,294 @@
+#include "model/denoise.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops/ops.h"
+
+static int guided(const struct denoise_job *j)
+{
+    return j->guidance > 1;
+}
+
+/* Moments of the schedule: one for each branch while their prompts differ, then one for both. of[step][branch]. */
+static int moments(const struct denoise_job *j, const float *sigma, struct dit_moment *m, int (*of)[2])
+{
+    int n = 0;
+
+    for (int i = 0; i < j->steps; i++) {
+        const int both = guided(j) && i < FLOW_EARLY;
+        for (int branch = 0; branch <= both; branch++)
+            m[n + branch] = (struct dit_moment){.t = sigma ? flow_timestep(sigma[i]) : 0, .text = both && !branch,
+                                                .cached = !j->full[i]};
+        if (of) {
+            of[i][0] = n;
+            of[i][1] = n + both;
+        }
+        n += 1 + both;
+    }
+    return n;
+}
+
+/* The step cache saves only where a cached step follows. */
+static int saves(const struct denoise_job *j, int i)
+{
+    return j->full[i] && i + 1 < j->steps && !j->full[i + 1];
+}
+
+static int64_t real_rows(const struct denoise_job *j)
+{
+    return j->sound.shape[0] < j->clip.real ? j->sound.shape[0] : j->clip.real;
+}
+
+void denoise_size(struct dit_size *s, const struct denoise_job *j)
+{
+    struct dit_moment m[2 * FLOW_STEPS_MAX];
+    const struct dit_text *text[2] = {&j->text, &j->negative};
+    const int n = moments(j, NULL, m, NULL);
+
+    *s = (struct dit_size){.frames = FLOW_WINDOW, .height = j->ref.shape[2], .width = j->ref.shape[3],
+                           .texts = 1 + guided(j), .sound = real_rows(j), .clip_frames = j->clip.frames,
+                           .branches = 1 + guided(j), .act = HV_F32};
+    for (int i = 0; i < n; i++) {
+        s->full += !m[i].cached;
+        s->cached += m[i].cached;
+    }
+    if (s->cached)
+        s->windows = j->clip.windows;
+    for (int i = 0; i < s->texts; i++) {
+        const int64_t L = text[i]->states.shape[0], rows = text[i]->mask ? dit_text_rows(text[i]) : L;
+        s->text_len = L > s->text_len ? L : s->text_len;
+        s->text_rows = rows > s->text_rows ? rows : s->text_rows;
+    }
+}
+
+void denoise_host_rows(struct hv_plan *host, const struct denoise_job *j)
+{
+    const int64_t C = j->config->channels, F = j->clip.frames, h = j->ref.shape[2], w = j->ref.shape[3];
+
+    hv_plan_add(host, "noise",    HV_F32, 1, 4, (const int64_t[]){C, j->clip.noise_frames, h, w});
+    hv_plan_add(host, "clip",     HV_F32, 1, 5, (const int64_t[]){2, C, F, h, w});              /* latents, their sum */
+    hv_plan_add(host, "window",   HV_F32, 1, 5, (const int64_t[]){3, C, FLOW_WINDOW, h, w});    /* latents, two predictions */
+}
+
+/* ---- the loop ---- */
+
+struct loop {
+    struct dit *net;
+    const struct denoise_job *j;
+    float   *sigma, *clip, *sum, *x, *v[2], *face;      /* face: for each token */
+    float   *mask;                                      /* face mask times its factor */
+    int32_t *count, *silence, *sound;
+    int    (*moment)[2];
+    int64_t  channels, pixels;
+};
+
+static int make(struct loop *l, struct dit *n, const struct denoise_job *j, struct hv_err *e)
+{
+    const size_t window = (size_t)(FLOW_WINDOW * l->channels * l->pixels), clip = (size_t)(j->clip.frames * l->channels * l->pixels);
+
+    l->net = n;
+    l->sigma = calloc((size_t)j->steps + 1, sizeof *l->sigma);
+    l->moment = calloc((size_t)j->steps, sizeof *l->moment);
+    l->clip = calloc(clip, sizeof *l->clip);
+    l->sum = calloc(clip, sizeof *l->sum);
+    l->x = calloc(window, sizeof *l->x);
+    for (int b = 0; b < 2; b++)
+        l->v[b] = calloc(window, sizeof *l->v[b]);
+    l->face = calloc(window, sizeof *l->face);
+    l->mask = calloc((size_t)l->pixels, sizeof *l->mask);
+    l->count = calloc((size_t)j->clip.frames, sizeof *l->count);
+    l->silence = calloc(FLOW_SOUND, sizeof *l->silence);
+    l->sound = calloc(FLOW_SOUND, sizeof *l->sound);
+    if (!l->sigma || !l->moment || !l->clip || !l->sum || !l->x || !l->v[0] || !l->v[1] || !l->face || !l->mask || !l->count ||
+        !l->silence || !l->sound)
+        return hv_fail(e, HV_ENOMEM, "denoise: out of memory");
+    for (int k = 0; k < FLOW_SOUND; k++)
+        l->silence[k] = (int32_t)real_rows(j);
+    flow_sigmas(l->sigma, j->steps, j->shift);
+    return 0;
+}
+
+static void unmake(struct loop *l)
+{
+    free(l->sigma);
+    free(l->moment);
+    free(l->clip);
+    free(l->sum);
+    free(l->x);
+    free(l->v[0]);
+    free(l->v[1]);
+    free(l->face);
+    free(l->mask);
+    free(l->count);
+    free(l->silence);
+    free(l->sound);
+}
+
+static int prepare(struct loop *l, struct hv_err *e)
+{
+    const struct denoise_job *j = l->j;
+    const struct dit_text text[2] = {j->text, j->negative};
+    struct dit_moment *m = calloc((size_t)(2 * j->steps), sizeof *m);
+    hv_tensor sound = hv_rows(j->sound, 0, real_rows(j));
+
+    if (!m)
+        return hv_fail(e, HV_ENOMEM, "denoise: out of memory");
+    const int n = moments(j, l->sigma, m, l->moment);
+    if (!dit_sound(l->net, sound, e))
+        dit_prepare(l->net, text, 1 + guided(j), m, n, &j->fixed, e);
+    free(m);
+    return e->code;
+}
+
+/* Face mask of step i for each token of a window. */
+static void face_of_step(struct loop *l, int i)
+{
+    const struct denoise_job *j = l->j;
+    const float factor = flow_face_factor(i);
+    struct dit_size s = {.frames = FLOW_WINDOW, .height = j->face.shape[1], .width = j->face.shape[2]};
+
+    for (int64_t p = 0; p < l->pixels; p++)
+        l->mask[p] = ((const float *)j->face.data)[p] * factor;
+    if (j->carry == FLOW_REFERENCE)
+        flow_round_f16(l->mask, (size_t)l->pixels);
+    dit_face_tokens(l->face, hv_view(l->mask, HV_F32, 4, (const int64_t[]){1, 1, s.height, s.width}), j->config, &s);
+}
+
+/* Where a NaN began: the first traced piece that holds one. */
+struct finder {
+    struct hv_dev *dev;
+    char           name[64];
+};
+
+static void find_nonfinite(void *ctx, const char *name, int64_t row, int64_t col, hv_tensor t)
+{
+    struct finder *f = ctx;
+    float *host;
+
+    (void)row;
+    (void)col;
+    if (f->name[0] || !(host = malloc((size_t)hv_count(t) * sizeof *host + 1)))
+        return;
+    hv_download(f->dev, hv_view(host, HV_F32, t.ndim, t.shape), t);
+    for (int64_t i = 0; i < hv_count(t) && !f->name[0]; i++)
+        if (!isfinite(host[i]))
+            snprintf(f->name, sizeof f->name, "%s", name);
+    free(host);
+}
+
+/* The forward is repeated, watched: the message can name the place. */
+static int check_finite(struct loop *l, const struct dit_call *call, int i, struct hv_err *e)
+{
+    const float *v = call->out.data;
+    const int64_t n = FLOW_WINDOW * l->channels * l->pixels;
+    int64_t bad = 0;
+
+    while (bad < n && isfinite(v[bad]))
+        bad++;
+    if (bad == n)
+        return 0;
+    const float value = v[bad];
+    struct finder f = {.dev = dit_device(l->net)};
+    dit_trace(l->net, find_nonfinite, &f);
+    dit_forward(l->net, call, e);
+    dit_trace(l->net, NULL, NULL);
+    return hv_fail(e, HV_ENUM, "prediction: %f at step %d of %d, window %d, %s branch; first in %s", (double)value, i, l->j->steps,
+                   call->window, call->branch || !guided(l->j) ? "conditional" : "unconditional",
+                   f.name[0] ? f.name : "the final layer");
+}
+
+static void see(const struct loop *l, int i, int64_t window, const char *what, const float *data, int64_t frames)
+{
+    if (l->j->seen)
+        l->j->seen(l->j->ctx, i, (int)window, what, data, frames);
+}
+
+/* Both branches of one window; l->v[0] holds the guided velocity afterwards. */
+static int predict(struct loop *l, int i, int64_t w, const int32_t *frame, struct hv_err *e)
+{
+    const struct denoise_job *j = l->j;
+    const int two = guided(j);
+    const int64_t shape[4] = {l->channels, FLOW_WINDOW, j->ref.shape[2], j->ref.shape[3]};
+    const size_t n = (size_t)(FLOW_WINDOW * l->channels * l->pixels);
+
+    for (int b = 0; b <= two; b++) {
+        const struct dit_call call = {
+            .moment = l->moment[i][b], .latents = hv_view(l->x, HV_F32, 4, shape), .ref = j->ref, .mask = l->face,
+            .sound = two && !b ? l->silence : l->sound, .out = hv_view(l->v[b], HV_F32, 4, shape),
+            .cache = !j->full[i] ? DIT_LOAD : saves(j, i) ? DIT_SAVE : DIT_PLAIN, .branch = b, .window = (int)w, .frame = frame,
+        };
+        if (dit_forward(l->net, &call, e) || check_finite(l, &call, i, e))
+            return e->code;
+        see(l, i, w, two && !b ? "uncond" : "cond", l->v[b], FLOW_WINDOW);
+    }
+    if (two)
+        flow_guide(l->v[0], l->v[0], l->v[1], flow_guidance(i, j->steps, j->guidance), n);
+    see(l, i, w, "guided", l->v[0], FLOW_WINDOW);
+    return 0;
+}
+
+static int step(struct loop *l, int i, struct hv_err *e)
+{
+    const struct denoise_job *j = l->j;
+    const int64_t F = j->clip.frames, C = l->channels, P = l->pixels;
+    int32_t frame[FLOW_WINDOW], row[FLOW_SOUND];
+
+    memset(l->sum, 0, (size_t)(F * C * P) * sizeof *l->sum);
+    memset(l->count, 0, (size_t)F * sizeof *l->count);
+    face_of_step(l, i);
+    for (int64_t w = 0; w < j->clip.windows; w++) {
+        const int64_t start = flow_window_start(&j->clip, i, w);
+        flow_window_frames(&j->clip, start, frame);
+        flow_window_sound(&j->clip, start, row);
+        for (int k = 0; k < FLOW_SOUND; k++)
+            l->sound[k] = row[k] < real_rows(j) ? row[k] : (int32_t)real_rows(j);
+        flow_gather(l->x, l->clip, C, F, P, frame);
+        if (predict(l, i, w, frame, e))
+            return e->code;
+        flow_euler(l->v[0], l->x, l->v[0], l->sigma[i + 1] - l->sigma[i], (size_t)(FLOW_WINDOW * C * P), j->carry);
+        flow_accumulate(l->sum, l->count, l->v[0], C, F, P, frame, j->carry);
+    }
+    flow_average(l->clip, l->sum, l->count, C, F, P, j->carry);
+    see(l, i, -1, "latents", l->clip, F);
+    return 0;
+}
+
+static int check(const struct denoise_job *j, struct hv_err *e)
+{
+    const int64_t C = j->config->channels, h = j->ref.ndim == 4 ? j->ref.shape[2] : 0, w = j->ref.ndim == 4 ? j->ref.shape[3] : 0;
+    char a[HV_SHAPE_STR];
+
+    if (j->ref.ndim != 4 || j->ref.shape[0] != C || j->ref.shape[1] != FLOW_WINDOW)
+        return hv_fail(e, HV_EINPUT, "reference latents %s, expected [%lld,%d,h,w]", hv_shape_str(j->ref, a), (long long)C, FLOW_WINDOW);
+    if (j->face.ndim != 3 || j->face.shape[0] != 1 || j->face.shape[1] != h || j->face.shape[2] != w)
+        return hv_fail(e, HV_EINPUT, "face mask %s, expected [1,%lld,%lld]", hv_shape_str(j->face, a), (long long)h, (long long)w);
+    if (j->noise.ndim != 4 || j->noise.shape[0] != C || j->noise.shape[1] < j->clip.frames || j->noise.shape[2] != h ||
+        j->noise.shape[3] != w)
+        return hv_fail(e, HV_EINPUT, "noise %s, expected [%lld,%lld or more,%lld,%lld]", hv_shape_str(j->noise, a), (long long)C,
+                       (long long)j->clip.frames, (long long)h, (long long)w);
+    return 0;
+}
+
+int denoise(struct dit *n, const struct denoise_job *j, float *latents, struct hv_err *e)
+{
+    struct loop l = {.j = j, .channels = j->config->channels, .pixels = j->ref.shape[2] * j->ref.shape[3]};
+    const int64_t plane = j->clip.frames * l.pixels, kept = j->clip.video * l.pixels;
+
+    if (check(j, e) || make(&l, n, j, e) || prepare(&l, e)) {
+        unmake(&l);
+        return e->code;
+    }
+    for (int64_t c = 0; c < l.channels; c++)
+        memcpy(l.clip + c * plane, (const float *)j->noise.data + c * j->noise.stride[0], (size_t)plane * sizeof(float));
+    if (j->carry == FLOW_REFERENCE)
+        flow_round_f16(l.clip, (size_t)(l.channels * plane));
+    hv_dev_report(dit_device(n), "step", 0, j->steps);
+    for (int i = 0; i < j->steps && !step(&l, i, e); i++)
+        hv_dev_report(dit_device(n), "step", i + 1, j->steps);
+    for (int64_t c = 0; c < l.channels && !e->code; c++)
+        memcpy(latents + c * kept, l.clip + c * plane, (size_t)kept * sizeof(float));
+    unmake(&l);
+    return e->code;
+}

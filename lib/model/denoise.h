@@ -1,0 +1,58 @@
+/* denoise.h - the whole denoising loop: noise to latents (pipeline_hunyuan_video_audio.py:__call__).
+ *
+ *     struct denoise_job job = {..., .clip = flow_clip(frames, 0)};
+ *     denoise_size(&size, &job);                       // for dit_choose, dit_plan, dit_open
+ *     denoise(net, &job, latents, e);                  // [C, clip.video, h, w]
+ *
+ *     X = noise[:, :F]
+ *     for every step, for every window of 33 latent frames:
+ *         vu, vc = transformer(X[window]) with silence and with the window's sound;  v = vu + g (vc - vu)
+ *         the window's share of the new X = X[window] + v (sigma[i+1] - sigma[i])
+ *     where windows overlap their results are averaged. All windows of a step read the X of the step's start.
+ *
+ * The first FLOW_EARLY steps push away from the negative prompt; after that both branches have the positive one. */
+#ifndef HV_DENOISE_H
+#define HV_DENOISE_H
+
+#include "model/dit.h"
+#include "model/flow.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What happens inside, for tests: data [channels, frames, h, w]. what: "uncond", "cond" (predictions of a window), "guided",
+ * "latents" (after the step; window is -1). */
+typedef void denoise_seen_fn(void *ctx, int step, int window, const char *what, const float *data, int64_t frames);
+
+struct denoise_job {
+    const struct dit_config *config;
+    struct dit_text   text, negative;           /* negative is not read when guidance <= 1 */
+    struct dit_fixed  fixed;
+    hv_tensor         sound;                    /* [rows, seq, layers, channels]: real rows; zeros follow by the clip's rule */
+    hv_tensor         face;                     /* f32 [1, h, w] */
+    hv_tensor         ref;                      /* f32 [C, 33, h, w] */
+    hv_tensor         noise;                    /* f32 [C, clip.frames or more, h, w] */
+    struct flow_clip  clip;
+    int               steps;
+    double            shift, guidance;          /* guidance <= 1: the conditional branch alone */
+    enum flow_carry   carry;
+    const uint8_t    *full;                     /* [steps], of flow_full_steps */
+    denoise_seen_fn  *seen;                     /* may be NULL */
+    void             *ctx;
+};
+
+/* Everything of dit_size but ring and scratch; act is F32. */
+void denoise_size(struct dit_size *s, const struct denoise_job *j);
+
+/* Host memory of the loop itself, as rows of a table. */
+void denoise_host_rows(struct hv_plan *host, const struct denoise_job *j);
+
+/* HV_EINPUT: shapes that do not fit; HV_ENUM: a prediction with NaN or Inf, with step, window, branch and the first block that
+ * gave it. Reports "step" to the device. */
+int denoise(struct dit *n, const struct denoise_job *j, float *latents, struct hv_err *e);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
