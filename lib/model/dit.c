@@ -407,13 +407,15 @@ static void cache_save(struct dit *n, const struct state *s, const struct dit_ca
     const int64_t P = n->m.tokens;
     const hv_tensor rest = cache_window(n, call->branch, call->window);
 
-    for (int64_t k = 0; k < n->s.frames; k++) {
-        hv_download(n->dev, cache_frame(n, call->branch, call->frame[k]), hv_rows(s->x, (1 + k) * P, P));
+    for (int64_t k = 0; k < n->s.frames; k++)
         n->saved.window[call->branch * n->s.clip_frames + call->frame[k]] = call->window;
-    }
+    n->saved.text[call->branch * n->s.windows + call->window] = s->text;
+    if (n->dev->kind == HV_DRY)                         /* nothing to save: a plan must not touch a store of gigabytes */
+        return;
+    for (int64_t k = 0; k < n->s.frames; k++)
+        hv_download(n->dev, cache_frame(n, call->branch, call->frame[k]), hv_rows(s->x, (1 + k) * P, P));
     hv_download(n->dev, hv_rows(rest, 0, P), hv_rows(s->x, 0, P));
     hv_download(n->dev, hv_rows(rest, P, s->text), hv_rows(s->x, n->m.image, s->text));
-    n->saved.text[call->branch * n->s.windows + call->window] = s->text;
 }
 
 /* The window that saved the first frame last. */

@@ -1,0 +1,306 @@
+/* hv-denoise - text, sound, face and reference latents to video latents: the 13B transformer and its sampler. See hv-denoise.1 */
+#include "hv-denoise.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/rng.h"
+#include "io/contract.h"
+#include "io/st.h"
+#include "mem/part.h"
+
+#define PART "transformer"
+
+struct options o = {.steps = 50, .seed = 128, .shift = 5, .guidance = 7.5, .text_rows = 831, .rng = "cuda", .cache = "scaled",
+                    .carry = "float32"};
+
+static const struct hv_opt opts[] = {
+    {"steps", 0, HV_OPT_INT, &o.steps, "N", "denoising steps (default: 50)", 1, FLOW_STEPS_MAX},
+    {"shift", 0, HV_OPT_REAL, &o.shift, "X", "shift of the schedule (default: 5)", 0.01, 1000},
+    {"guidance", 0, HV_OPT_REAL, &o.guidance, "X", "guidance of the first steps; 1 or less: one branch (default: 7.5)", 0, 1000},
+    {"seed", 0, HV_OPT_INT, &o.seed, "N", "seed of the noise (default: 128)", 0, 9.2e18},
+    {"rng", 0, HV_OPT_STR, &o.rng, "KIND", "cuda[:SMxTPS] or cpu: torch's generators (default: cuda:108x2048)", 0, 0},
+    {"noise", 0, HV_OPT_STR, &o.noise, "FILE", "take the starting noise from the tensor \"noise\" of FILE", 0, 0},
+    {"keep-noise", 0, HV_OPT_FLAG, &o.keep_noise, NULL, "write the starting noise too", 0, 0},
+    {"cache", 0, HV_OPT_STR, &o.cache, "STEPS", "scaled, reference, none, or the full steps, as 0-15,20 (default: scaled)", 0, 0},
+    {"carry", 0, HV_OPT_STR, &o.carry, "KIND", "rounding of latents between steps: float32 or reference (default: float32)", 0, 0},
+    {"max-frames", 0, HV_OPT_INT, &o.max_frames, "N", "hear at most N frames of sound (the reference: 400)", 1, 1e9},
+    {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "memory of the device, as 4G; chunks are shortened to fit", 0, 0},
+    {"ram", 0, HV_OPT_SIZE, &o.ram, "SIZE", "memory of the host, without mapped weights", 0, 0},
+    {"head-group", 0, HV_OPT_INT, &o.head_group, "N", "heads at a time; divides the model's heads (default: auto)", 1, 1024},
+    {"chunk-rows", 0, HV_OPT_STR, &o.chunk_rows, "N[,N]", "rows at a time, in attention and MLP (default: auto)", 0, 0},
+    {"keep-ref", 0, HV_OPT_FLAG, &o.keep_ref, NULL, "keep the embedded reference on the device instead of making it anew", 0, 0},
+    {"plan", 0, HV_OPT_OPTSTR, &o.plan, "json", "print the memory plan and leave; needs no weights, no GPU", 0, 0},
+    {"size", 0, HV_OPT_STR, &o.size, "WxH", "with --plan: pixels, when no files are named", 0, 0},
+    {"frames", 0, HV_OPT_STR, &o.frames, "N", "with --plan: video frames (default: 129)", 0, 0},
+    {"text-rows", 0, HV_OPT_INT, &o.text_rows, "N", "with --plan: text tokens (default: 831)", 1, 65536},
+    {0}
+};
+
+const struct hv_cli cli = {"hv-denoise", "FILE...", "Denoises video latents from text.st, audio.st, face.st and ref.st, in any order.",
+                           opts, &o.c, 0, HV_OPERANDS};
+
+static int parse(struct settings *s, int argc, char **argv, struct hv_err *e)
+{
+    const int rc = hv_cli_parse(&cli, argc, argv, e);
+
+    return rc ? rc : settings_read(s, e);
+}
+
+/* ---- input ---- */
+
+struct input {
+    struct dit_config  config;
+    struct hv_operands in;
+    struct hv_in      *noise_file;
+    float             *noise;           /* owned */
+    int64_t            wanted;          /* video frames that the sound needs */
+    double             fps;
+};
+
+/* The named model's config; with --plan alone, the full-size model's. */
+static int read_config(struct dit_config *c, struct hv_err *e)
+{
+    json_t *json = NULL;
+
+    *c = dit_config_full();
+    if (o.plan && !o.c.model)
+        return 0;
+    if (!hv_part_config(&json, o.c.model, PART, e) && dit_config_parse(c, json, e))
+        hv_context(e, "%s/" PART "/config.json", o.c.model);
+    json_decref(json);
+    return e->code;
+}
+
+static int read_text(struct dit_text *t, struct hv_operands *in, const char *states, const char *mask, const char *pooled,
+                     struct hv_err *e)
+{
+    hv_tensor m;
+
+    if (hv_operands_get(in, states, &t->states, e) || hv_operands_get(in, mask, &m, e) ||
+        hv_operands_get(in, pooled, &t->pooled, e))
+        return e->code;
+    t->mask = m.data;
+    return 0;
+}
+
+/* All operands, checked against each other and the model's widths. */
+static int read_operands(struct denoise_job *j, struct input *x, struct hv_err *e)
+{
+    const struct dit_config *c = &x->config;
+
+    x->fps = 25;
+    if (hv_operands_open(&x->in, o.c.operand, o.c.n_operands, e) ||
+        read_text(&j->text, &x->in, "text.states", "text.mask", "text.pooled", e) ||
+        (o.guidance > 1 && read_text(&j->negative, &x->in, "text.neg_states", "text.neg_mask", "text.neg_pooled", e)) ||
+        hv_operands_get(&x->in, "audio.features", &j->sound, e) || hv_operands_get(&x->in, "face.mask", &j->face, e) ||
+        hv_operands_get(&x->in, "ref.latents", &j->ref, e) || hv_operands_meta_real(&x->in, "hv.fps", 0.1, 1000, &x->fps, e))
+        return e->code;
+    if (j->sound.shape[0] < 1)
+        return hv_fail(e, HV_EINPUT, "audio.features: no frames");
+    if (j->text.states.shape[1] != c->text_dim || j->text.pooled.shape[0] != c->pooled_dim)
+        return hv_fail(e, HV_EINPUT, "text.states and text.pooled are %lld and %lld wide, the model takes %lld and %lld",
+                       (long long)j->text.states.shape[1], (long long)j->text.pooled.shape[0], (long long)c->text_dim,
+                       (long long)c->pooled_dim);
+    if (j->sound.shape[1] != c->audio_seq || j->sound.shape[2] != c->audio_layers || j->sound.shape[3] != c->audio_channels)
+        return hv_fail(e, HV_EINPUT, "audio.features: [F,%lld,%lld,%lld], the model takes [F,%lld,%lld,%lld]",
+                       (long long)j->sound.shape[1], (long long)j->sound.shape[2], (long long)j->sound.shape[3],
+                       (long long)c->audio_seq, (long long)c->audio_layers, (long long)c->audio_channels);
+    if (j->ref.shape[0] != c->channels || j->ref.shape[2] % c->patch[1] || j->ref.shape[3] % c->patch[2])
+        return hv_fail(e, HV_EINPUT, "ref.latents: %lld channels of %lld x %lld, the model takes %lld in patches of %lld x %lld",
+                       (long long)j->ref.shape[0], (long long)j->ref.shape[2], (long long)j->ref.shape[3], (long long)c->channels,
+                       (long long)c->patch[1], (long long)c->patch[2]);
+    x->wanted = j->sound.shape[0];
+    return hv_operands_meta_int(&x->in, "hv.frames", 1, 10000000, &x->wanted, e);
+}
+
+/* Shapes alone, for --plan without files. */
+static void shapes_only(struct denoise_job *j, struct input *x, const struct settings *s)
+{
+    const struct dit_config *c = &x->config;
+    const int64_t h = s->height / 8, w = s->width / 8;
+
+    x->wanted = s->frames ? s->frames : FLOW_SOUND;
+    j->text.states = hv_view(NULL, HV_F32, 2, (const int64_t[]){o.text_rows, c->text_dim});
+    j->negative = j->text;
+    j->sound = hv_view(NULL, HV_F32, 4, (const int64_t[]){x->wanted, c->audio_seq, c->audio_layers, c->audio_channels});
+    j->ref = hv_view(NULL, HV_F32, 4, (const int64_t[]){c->channels, FLOW_WINDOW, h, w});
+}
+
+static void fill_job(struct denoise_job *j, const struct input *x, const struct settings *s)
+{
+    j->config = &x->config;
+    for (int i = 0; i < 4; i++) {
+        j->fixed.motion_exp[i] = 30;
+        j->fixed.motion_pose[i] = 25;
+    }
+    j->fixed.fps = (float)(x->fps ? x->fps : 25);
+    j->fixed.guidance = (float)(o.guidance * 1000);     /* only where the config embeds it */
+    j->clip = flow_clip(x->wanted, o.max_frames);
+    j->steps = (int)o.steps;
+    j->shift = o.shift;
+    j->guidance = o.guidance;
+    j->carry = s->carry;
+    j->full = s->full;
+}
+
+/* The tensor "noise" of a file, [C, f, h, w] of any float dtype; a leading axis of 1 is taken off. */
+static int noise_from_file(struct denoise_job *j, struct input *x, struct hv_err *e)
+{
+    hv_tensor t;
+    char shape[HV_SHAPE_STR];
+
+    if (hv_in_open(&x->noise_file, o.noise, e))
+        return e->code;
+    if (hv_in_tensor(x->noise_file, "noise", &t, e))
+        return hv_context(e, "%s", o.noise);
+    if (t.ndim == 5 && t.shape[0] == 1)
+        t = hv_index(t, 0);
+    if (!hv_dtype_is_float(t.dtype) || t.ndim != 4 || t.shape[0] != j->config->channels || t.shape[1] < j->clip.frames ||
+        t.shape[2] != j->ref.shape[2] || t.shape[3] != j->ref.shape[3])
+        return hv_fail(e, HV_EINPUT, "%s: noise: %s %s, expected [%lld,%lld or more,%lld,%lld]", o.noise, hv_dtype_name(t.dtype),
+                       hv_shape_str(t, shape), (long long)j->config->channels, (long long)j->clip.frames,
+                       (long long)j->ref.shape[2], (long long)j->ref.shape[3]);
+    if (hv_first_nonfinite(t) >= 0)
+        return hv_fail(e, HV_ENUM, "%s: noise: NaN or Inf", o.noise);
+    if (!(x->noise = malloc((size_t)hv_count(t) * sizeof *x->noise)))
+        return hv_fail(e, HV_ENOMEM, "noise: out of memory");
+    hv_to_f32(x->noise, t.dtype, t.data, (size_t)hv_count(t));
+    j->noise = hv_view(x->noise, HV_F32, 4, t.shape);
+    return 0;
+}
+
+/* Draws the reference's noise: as many frames as the clip's rule says, in the dtype of the carry. */
+static int draw_noise(struct denoise_job *j, struct input *x, const struct settings *s, struct hv_err *e)
+{
+    const int64_t shape[4] = {j->config->channels, j->clip.noise_frames, j->ref.shape[2], j->ref.shape[3]};
+    const hv_dtype t = s->carry == FLOW_REFERENCE ? HV_F16 : HV_F32;
+    const size_t n = (size_t)hv_shape_count(4, shape);
+    struct hv_rng rng;
+
+    x->noise = malloc(n * sizeof *x->noise);
+    void *raw = malloc(n * hv_dtype_size(t));
+    if (!x->noise || !raw) {
+        free(raw);
+        return hv_fail(e, HV_ENOMEM, "noise: out of memory: %zu values", n);
+    }
+    if (s->sm)
+        hv_rng_cuda(&rng, (uint64_t)o.seed, s->sm, s->tps);
+    else
+        hv_rng_cpu(&rng, (uint64_t)o.seed);
+    hv_rng_normal(&rng, t, raw, n);
+    hv_to_f32(x->noise, t, raw, n);
+    free(raw);
+    j->noise = hv_view(x->noise, HV_F32, 4, shape);
+    return 0;
+}
+
+/* ---- compute and write ---- */
+
+static int compute(struct denoise_job *j, const struct settings *s, float *latents, char model[128], struct hv_err *e)
+{
+    struct hv_dev *dev = NULL;
+    struct hv_weights *w = NULL;
+    struct hv_wlist list = {0};
+    struct hv_plan device = {0}, host = {0};
+    struct dit_choice choice = s->choice;
+    struct dit_size size;
+    struct dit *net = NULL;
+    struct hv_progress progress;
+
+    hv_progress_open(&progress, &cli);
+    dit_weights(&list, j->config);
+    if (!fit(&size, &choice, &device, &host, j, e) && !hv_dev_open(&dev, o.c.device, (int)o.c.threads, e) &&
+        !hv_part_weights(&w, dev, o.c.model, PART, &list, e) &&
+        !dit_open(&net, dev, w, j->config, &size, &choice, e)) {
+        hv_note_verbose(&cli, "device %.1f MiB, host %.1f MiB; groups of %lld heads, chunks of %lld rows",
+                        (double)hv_plan_bytes(&device) / 1048576, (double)hv_plan_bytes(&host) / 1048576, (long long)choice.group,
+                        (long long)choice.rows_mlp);
+        dev->report = hv_progress_step;
+        dev->report_ctx = &progress;
+        denoise(net, j, latents, e);
+        snprintf(model, 128, "%s", hv_weights_digest(w));
+    }
+    hv_progress_close(&progress);
+    dit_close(net);
+    hv_weights_close(w);
+    hv_dev_close(dev);
+    hv_wlist_close(&list);
+    return e->code;
+}
+
+static int write_latents(const struct denoise_job *j, const struct input *x, const struct settings *s, const float *latents,
+                         const char *model, struct hv_err *e)
+{
+    struct hv_out out = {0};
+    const int64_t shape[4] = {j->config->channels, j->clip.video, j->ref.shape[2], j->ref.shape[3]};
+
+    hv_operands_stamp(&x->in, &out);
+    hv_contract_stamp(&out, &(struct hv_stamp){.stage = "hv-denoise", .width = 8 * shape[3], .height = 8 * shape[2],
+                                               .frames = j->clip.written, .fps = x->fps, .model = model});
+    hv_out_meta(&out, "hv.seed", "%lld", (long long)o.seed);
+    if (o.noise)
+        hv_out_meta(&out, "hv.rng", "file");
+    else if (s->sm)
+        hv_out_meta(&out, "hv.rng", "cuda:%lldx%lld", (long long)s->sm, (long long)s->tps);
+    else
+        hv_out_meta(&out, "hv.rng", "cpu");
+    hv_out_meta(&out, "hv.steps", "%lld", (long long)o.steps);
+    hv_out_meta(&out, "hv.step", "%lld", (long long)o.steps);
+    hv_out_meta(&out, "hv.shift", "%g", o.shift);
+    hv_out_meta(&out, "hv.guidance", "%g", o.guidance);
+    hv_out_meta(&out, "hv.cache", "%s", o.cache);
+    hv_out_meta(&out, "hv.carry", "%s", o.carry);
+    hv_out_add(&out, "latents", hv_view(latents, HV_F32, 4, shape));
+    if (o.keep_noise)
+        hv_out_add(&out, "noise", j->noise);
+    hv_out_write(&out, o.c.output, e);
+    hv_out_close(&out);
+    return e->code;
+}
+
+static int run(struct denoise_job *j, struct input *x, const struct settings *s, struct hv_err *e)
+{
+    char model[128] = "";
+    float *latents;
+
+    if (o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e))
+        return e->code;
+    latents = malloc((size_t)(j->config->channels * j->clip.video * j->ref.shape[2] * j->ref.shape[3]) * sizeof *latents);
+    if (!latents)
+        return hv_fail(e, HV_ENOMEM, "latents: out of memory");
+    hv_note_verbose(&cli, "%lld frames of sound: %lld latent frames in %lld windows, %lld frames of video", (long long)x->wanted,
+                    (long long)j->clip.frames, (long long)j->clip.windows, (long long)j->clip.written);
+    if (!compute(j, s, latents, model, e))
+        write_latents(j, x, s, latents, model, e);
+    free(latents);
+    return e->code;
+}
+
+int main(int argc, char **argv)
+{
+    static struct settings s;
+    struct hv_err e = {0};
+    struct input x = {0};
+    struct denoise_job j = {0};
+    int rc = parse(&s, argc, argv, &e);
+
+    if (rc < 0)
+        return hv_exit("hv-denoise", &e);
+    if (!rc)
+        rc = read_config(&x.config, &e);
+    if (!rc && o.plan && !o.c.n_operands)
+        shapes_only(&j, &x, &s);
+    else if (!rc)
+        rc = read_operands(&j, &x, &e);
+    if (!rc) {
+        fill_job(&j, &x, &s);
+        rc = o.plan ? print_plan(&j, &s, &e) : run(&j, &x, &s, &e);
+    }
+
+    free(x.noise);
+    hv_in_close(x.noise_file);
+    hv_operands_close(&x.in);
+    return hv_exit("hv-denoise", &e);
+}
