@@ -65,6 +65,9 @@ static int decode(struct png *s, struct hv_image *im, int *orientation)
     png_set_user_limits(h, 0x7fffffff, 0x7fffffff);             /* hv_image_open judges sizes */
     png_set_read_fn(h, s, feed);
     png_read_info(h, s->info);
+    /* Deflate makes at most 1032 bytes of one: a file that cannot hold its pixels costs no memory. */
+    if ((double)png_get_rowbytes(h, s->info) * png_get_image_height(h, s->info) > 1040.0 * (double)s->left + 4096)
+        png_error(h, "cut short, or its size is wrong");
     if (hv_image_open(im, png_get_image_width(h, s->info), png_get_image_height(h, s->info), s->e) || rows_of(s, im))
         return s->e->code;
     png_set_strip_16(h);
