@@ -12,7 +12,8 @@
 #include <math.h>
 #include <string.h>
 
-#define BK        128                   /* keys of a tile */
+#define BK        128                   /* keys of a tile; half of it when heads are wide */
+#define WIDE      256
 #define PANELS    8
 #define MAX_WIDTH 2048
 
@@ -31,7 +32,7 @@ struct task {
 /* Panels a block has: fewer when heads are wide, to stay in the second cache. */
 static int panels_of(int64_t width, int64_t rows)
 {
-    const int64_t fit = 512 / width, need = (rows + KC - 1) / KC, n = fit < need ? fit : need;
+    const int64_t fit = 1536 / width, need = (rows + KC - 1) / KC, n = fit < need ? fit : need;
 
     return n < 1 ? 1 : n > PANELS ? PANELS : (int)n;
 }
@@ -69,7 +70,7 @@ static int64_t pack_tile(struct task *t, int64_t at, int64_t end, int64_t *count
     const uint8_t *mask = m.data;
     int64_t n = 0;
 
-    for (; at < end && n < BK; at++)
+    for (; at < end && n < (t->width > WIDE ? BK / 2 : BK); at++)
         if (!mask || mask[at])
             t->key[n++] = at;
     for (int64_t j = 0; j < n; j += KR) {
@@ -119,6 +120,8 @@ static void one_tile(struct task *t, int64_t n, int is_first)
     for (int64_t p = 0; p < t->panels; p++) {
         const float *q = t->qt + p * KC * t->width;
         float *o = t->ot + p * KC * t->wide;
+        if (!is_first && t->key[0] >= t->limit[p * KC + KC - 1])
+            continue;                   /* no query of the panel sees a key of the tile */
         for (int64_t j = 0; j < n; j += KR)
             t->simd->product(t->s + j * KC, t->kt + j * t->width, q, t->width, NULL);
         hide(t, p, n);
@@ -136,6 +139,7 @@ static void finish(struct task *t)
         for (int i = 0; i < KC; i++)
             inverse[i] = 1 / t->sum[at + i];
         for (int64_t c = 0; c < t->width; c++)
+#pragma omp simd
             for (int i = 0; i < KC; i++)
                 o[c * KC + i] *= inverse[i];
         t->simd->transpose(cpu_f32(&t->o, at), t->o.stride[0], o, KC, t->width, n, 1);
