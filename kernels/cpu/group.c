@@ -70,27 +70,37 @@ static void add_pieces(double *sums, int64_t groups, const double *part, int64_t
     }
 }
 
-void cpu_group_sums(struct hv_dev *d, hv_tensor sums, hv_tensor x)
+/* Frames t .. t+n-1, n > 1 only if all their pieces fit into `part`. */
+static void sum_frames(struct hv_dev *d, double *sums, int64_t groups, const hv_tensor *x, int64_t t, int64_t n, int64_t room,
+                       double *part)
 {
     const struct group_isa *isa = pick_isa();
-    const int64_t C = x.shape[3], cells = x.shape[1] * x.shape[2], groups = sums.shape[0];
-    const int64_t pieces = (cells + CELLS - 1) / CELLS, room = (int64_t)(CPU_SCRATCH / sizeof(double)) / (2 * C);
-    double *part = cpu_scratch(d);                      /* of the calling thread, filled by all */
+    const int64_t C = x->shape[3], cells = x->shape[1] * x->shape[2], pieces = (cells + CELLS - 1) / CELLS;
+
+    for (int64_t first = 0; first < pieces; first += room) {
+        const int64_t each = pieces - first < room ? pieces - first : room;
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads)
+        for (int64_t i = 0; i < n * each; i++) {
+            const int64_t at = (first + i % each) * CELLS;
+            sum_piece(isa, part + i * 2 * C, x, t + i / each, at, cells - at < CELLS ? cells - at : CELLS);
+        }
+        for (int64_t i = 0; i < n; i++)
+            add_pieces(sums, groups, part + i * each * 2 * C, each, C);
+    }
+}
+
+void cpu_group_sums(struct hv_dev *d, hv_tensor sums, hv_tensor x)
+{
+    const int64_t C = x.shape[3], pieces = (x.shape[1] * x.shape[2] + CELLS - 1) / CELLS;
+    const int64_t room = (int64_t)(CPU_SCRATCH / sizeof(double)) / (2 * C), T = x.shape[0];
+    const int64_t n = pieces && room / pieces > 1 ? room / pieces : 1;
 
     if (x.dtype != HV_F32 || room < 1) {
         hv_dev_fault(d, HV_EUNSUP, "group_sums: %lld channels are too many, or not f32", (long long)C);
         return;
     }
-    for (int64_t t = 0; t < x.shape[0]; t++)
-        for (int64_t first = 0; first < pieces; first += room) {
-            const int64_t n = pieces - first < room ? pieces - first : room;
-#pragma omp parallel for schedule(static) num_threads(d->threads)
-            for (int64_t i = 0; i < n; i++) {
-                const int64_t at = (first + i) * CELLS;
-                sum_piece(isa, part + i * 2 * C, &x, t, at, cells - at < CELLS ? cells - at : CELLS);
-            }
-            add_pieces(sums.data, groups, part, n, C);
-        }
+    for (int64_t t = 0; t < T; t += n)                  /* the scratch of the calling thread is filled by all */
+        sum_frames(d, sums.data, sums.shape[0], &x, t, T - t < n ? T - t : n, room, cpu_scratch(d));
 }
 
 /* Per channel: mean, 1/std * weight, bias, each rounded once. */
@@ -120,7 +130,7 @@ void cpu_group_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor sums, 
         return;
     }
     coefficients(mean, scale, shift, &sums, count, weight.data, bias.data, (double)eps, C);
-#pragma omp parallel for schedule(static) num_threads(d->threads)
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads)
     for (int64_t i = 0; i < x.shape[0] * pieces; i++) {
         const int64_t t = i / pieces;
         int64_t at = i % pieces * CELLS, n = cells - at < CELLS ? cells - at : CELLS;
