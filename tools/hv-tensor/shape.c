@@ -189,8 +189,21 @@ static int parse_ranges(struct source *s, const char *text, struct hv_err *e)
     }
 }
 
+/* "-1:" is a range and no option: a blank in front, which parse_range skips, tells getopt so. */
+static void shield_ranges(int argc, char **argv, char buf[256])
+{
+    for (int i = 1; i < argc; i++)
+        if (argv[i][0] == '-' && argv[i][1] >= '0' && argv[i][1] <= '9' && strlen(argv[i]) < 255) {
+            buf[0] = ' ';
+            strcpy(buf + 1, argv[i]);
+            argv[i] = buf;
+            return;
+        }
+}
+
 int cmd_slice(int argc, char **argv, struct hv_err *e)
 {
+    static char range[256];
     static struct hv_common c;
     static int keep;
     const struct hv_opt opts[] = {
@@ -202,8 +215,10 @@ int cmd_slice(int argc, char **argv, struct hv_err *e)
     struct hv_in *in = NULL;
     struct hv_out out = {0};
     struct source *s = NULL;
-    int n = 0, rc = hv_cli_parse(&cli, argc, argv, e);
+    int n = 0, rc;
 
+    shield_ranges(argc, argv, range);
+    rc = hv_cli_parse(&cli, argc, argv, e);
     if (rc)
         return rc;
     rc = hv_in_open(&in, c.operand[0], e);
