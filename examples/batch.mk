@@ -24,7 +24,7 @@ $(OUT)/.rows/rules.mk: $(CSV) $(here)rows.awk
 	@mv $@.new $@
 
 ifeq ($(filter clean help,$(MAKECMDGOALS)),)
--include $(OUT)/.rows/rules.mk
+include $(OUT)/.rows/rules.mk
 endif
 
 videos: $(VIDEOS)
