@@ -21,8 +21,9 @@ hv-encode -q --image-size 64 --threads 1 p.png -o one.st; hv-encode -q --image-s
 same one.st three.st "1 and 3 threads give the same bytes"
 
 # The mean is held: every frame equals the first. A seed makes them differ, and gives the same each time.
-hv-tensor slice ref.st ref.latents 1 0 1 -o a.st 2>err && hv-tensor slice ref.st ref.latents 1 32 1 -o b.st 2>>err && {
-    same a.st b.st "the mean is held over the frames"; } || ok 0 "the mean is held over the frames # skip hv-tensor slice"
+hv-tensor slice ref.st ref.latents :,0:1 -o a.st && hv-tensor slice ref.st ref.latents :,32:33 -o b.st
+tail -c 4096 a.st >a.raw; tail -c 4096 b.st >b.raw
+same a.raw b.raw "the mean is held over the frames"
 status 0 "a sample" hv-encode -q --image-size 64 --sample-seed 3 p.png -o s3.st
 hv-encode -q --image-size 64 --sample-seed 3 p.png -o s3b.st; same s3.st s3b.st "one seed, one sample"
 hv-encode -q --image-size 64 --sample-seed 4 p.png -o s4.st; cmp -s s3.st s4.st; [ $? = 1 ]; ok $? "another seed, another sample"
