@@ -13,7 +13,7 @@ done
 HV_MODEL=$model
 export HV_MODEL
 picture=$root/examples/portrait.png
-run() { hv-text --image-size 128 "$@"; }
+run() { hv-text --progress none --image-size 128 "$@"; }
 
 status 0 "a portrait and a prompt" run "$picture" -p "a person speaking" -o "$dir/a.st"
 [ ! -s "$dir/err" ]
