@@ -35,7 +35,7 @@ static const struct hv_opt opts[] = {
     {"name", 0, HV_OPT_STR, &o.name, "WORD", "who is in the picture (default: person)", 0, 0},
     {"no-prefix", 0, HV_OPT_FLAG, &o.no_prefix, NULL, "do not put the reference's words of quality before the prompt", 0, 0},
     {"image-size", 0, HV_OPT_INT, &o.image_size, "N", "size tier of the picture: 704, 512, 384, 256 or any other (default: 704)", 64,
-     4096},
+     8192},
     {"no-exif", 0, HV_OPT_FLAG, &o.no_exif, NULL, "do not turn the picture as its EXIF data says", 0, 0},
     {"plan", 0, HV_OPT_OPTSTR, &o.plan, "json", "print the memory plans; read no picture and no weights", 0, 0},
     {0}
