@@ -117,6 +117,7 @@ static int check_digest(struct report *r, const struct hv_in *in)
     for (int i = 0; i < hv_in_count(in) && ok; i++) {
         const struct hv_entry *t = hv_in_entry(in, i);
         ok = EVP_DigestUpdate(ctx, hv_in_data(in, t), (size_t)(t->end - t->begin));
+        hv_in_advise(in, t->begin, t->end, 0);
     }
     ok = ok && EVP_DigestFinal_ex(ctx, md, &n);
     EVP_MD_CTX_free(ctx);
@@ -168,6 +169,7 @@ static int check_file(struct report *r, const char *path, struct hv_err *e)
     for (int i = 0; i < hv_in_count(in); i++) {
         const struct hv_entry *t = hv_in_entry(in, i);
         const int64_t bad = count_bad(in, t);
+        hv_in_advise(in, t->begin, t->end, 0);
         if (bad)
             fault(r, "%s: %lld NaN or Inf", t->name, (long long)bad);
     }

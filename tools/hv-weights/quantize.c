@@ -253,6 +253,8 @@ static int produce(void *ctx, int i, uint64_t offset, void *buf, size_t n, struc
         memcpy(buf, (const char *)p->scales->v + offset, n);
     else if (!rc && p->role != PAD)
         rc = produce_values(j, p, (size_t)offset / size, n / size, buf, e);
+    if (p->src && offset + n == (uint64_t)hv_shape_count(p->ndim, p->shape) * size)
+        hv_in_advise(j->in, p->src->begin, p->src->end, 0);     /* its pages are not this process's any more */
     return rc;
 }
 
