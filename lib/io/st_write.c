@@ -133,14 +133,17 @@ static char *make_header(const struct hv_out *o, int digest, size_t *bytes, stru
     for (int i = 0; i < o->n && !bad; i++) {
         const struct hv_out_entry *s = &o->entry[i];
         const uint64_t end = at + entry_bytes(s);
-        json_t *shape = json_array();
-        for (int k = 0; k < s->ndim && !bad; k++)
-            bad = json_array_append_new(shape, json_integer(s->shape[k]));
         if (json_object_get(root, s->name)) {
             hv_fail(e, HV_EINPUT, "tensor '%s' is there twice", s->name);
             bad = 1;
+            break;
         }
-        if (!bad)
+        json_t *shape = json_array();
+        for (int k = 0; k < s->ndim && !bad; k++)
+            bad = json_array_append_new(shape, json_integer(s->shape[k]));
+        if (bad)
+            json_decref(shape);
+        else
             bad = json_object_set_new(root, s->name, json_pack("{s:s, s:o, s:[I, I]}", "dtype", hv_dtype_name(s->dtype),
                                                                "shape", shape, "data_offsets", (json_int_t)at,
                                                                (json_int_t)end));
