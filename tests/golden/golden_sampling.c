@@ -1,11 +1,13 @@
 /* Goldens of everything around the networks: picture sizes and resampling, noise, schedule, windows, guidance, step cache, rotary
  * tables, and whole denoising loops. What a file is follows from its name's beginning and its tensors; tolerances: README.md. */
+#define _GNU_SOURCE
 #include "golden.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "core/json.h"
 #include "core/rng.h"
@@ -613,6 +615,116 @@ static void compare_output(struct e2e *r, float *latents, int64_t n)
                        (r->job.carry == FLOW_FLOAT32 ? 2e-4 : 0.0625) / 0.476986, 1e-6);
 }
 
+/* ---- the same through the tool ---- */
+
+/* "[0, 1, 3]" as the option's list. */
+static void cache_option(const struct e2e *r, char *buf, size_t size)
+{
+    size_t n = 0;
+
+    for (int i = 0; i < r->job.steps; i++)
+        if (r->full[i] && n < size)
+            n += (size_t)snprintf(buf + n, size - n, "%s%d", n ? "," : "", i);
+}
+
+/* Writes tensors under their names; name, tensor, name, tensor, .. up to n. */
+static int write_file(const char *dir, const char *file, const char *const *name, const hv_tensor *t, int n, int64_t frames,
+                      struct hv_err *e)
+{
+    struct hv_out out = {0};
+    char path[4096];
+
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    if (frames)
+        hv_out_meta(&out, "hv.frames", "%lld", (long long)frames);
+    for (int i = 0; i < n; i++)
+        hv_out_add(&out, name[i], t[i]);
+    hv_out_write(&out, path, e);
+    hv_out_close(&out);
+    return e->code;
+}
+
+static int write_model(const struct e2e *r, const char *dir, struct hv_weights *w, const struct hv_wlist *list, struct hv_err *e)
+{
+    struct hv_out out = {0};
+    char path[4096];
+    FILE *f;
+
+    snprintf(path, sizeof path, "%s/transformer", dir);
+    if (mkdir(path, 0700))
+        return hv_fail(e, HV_EIO, "%s: cannot be made", path);
+    snprintf(path, sizeof path, "%s/transformer/config.json", dir);
+    if (!(f = fopen(path, "w")) || fputs(hv_in_meta(r->in, "config"), f) < 0 || fclose(f))
+        return hv_fail(e, HV_EIO, "%s: cannot be written", path);
+    for (int i = 0; i < list->n; i++)
+        hv_out_add(&out, list->w[i].name, hv_weight(w, "%s", list->w[i].name));
+    snprintf(path, sizeof path, "%s/transformer/model.safetensors", dir);
+    hv_out_write(&out, path, e);
+    hv_out_close(&out);
+    return e->code;
+}
+
+static int write_operands(const struct e2e *r, const char *dir, struct hv_err *e)
+{
+    static const char *const text[] = {"text.states", "text.pooled", "text.mask", "text.neg_states", "text.neg_pooled",
+                                       "text.neg_mask"};
+    const struct denoise_job *j = &r->job;
+    const hv_tensor t[6] = {j->text.states, j->text.pooled, hv_view(r->mask[0], HV_I64, 1, j->text.states.shape),
+                            j->negative.states, j->negative.pooled, hv_view(r->mask[1], HV_I64, 1, j->negative.states.shape)};
+
+    return write_file(dir, "text.st", text, t, 6, 0, e) ||
+           write_file(dir, "audio.st", (const char *[]){"audio.features"}, &j->sound, 1, (int64_t)meta(r, "audio_len"), e) ||
+           write_file(dir, "face.st", (const char *[]){"face.mask"}, &j->face, 1, 0, e) ||
+           write_file(dir, "ref.st", (const char *[]){"ref.latents"}, &j->ref, 1, 0, e) ||
+           write_file(dir, "noise.st", (const char *[]){"noise"}, &j->noise, 1, 0, e);
+}
+
+static void compare_tool(struct e2e *r, const char *dir)
+{
+    struct hv_err e = {0};
+    struct hv_in *in = NULL;
+    hv_tensor got, want;
+    char path[4096];
+
+    snprintf(path, sizeof path, "%s/out.st", dir);
+    if (hv_in_open(&in, path, &e) || hv_in_tensor(in, "latents", &got, &e) || hv_in_tensor(r->in, "output.latents", &want, &e))
+        golden_error(r->g, r->name, &e);
+    else
+        golden_compare(r->g, r->name, "hv-denoise", got, hv_index(want, 0), r->job.carry == FLOW_FLOAT32 ? 2e-4 : 0.0625,
+                       r->job.carry == FLOW_FLOAT32 ? 1e-7 : 1e-6);
+    hv_in_close(in);
+}
+
+static void through_tool(struct e2e *r, struct hv_weights *w, const struct hv_wlist *list)
+{
+    const struct denoise_job *j = &r->job;
+    const char *tmp = getenv("TMPDIR");
+    struct hv_err e = {0};
+    char dir[512], path[2048], command[20000], cache[8192];
+
+    snprintf(path, sizeof path, "%s/hv-denoise", r->g->bin);
+    snprintf(dir, sizeof dir, "%.480s/hv-golden-XXXXXX", tmp ? tmp : "/tmp");
+    char *tool = realpath(path, NULL);
+    if (!tool || !mkdtemp(dir)) {
+        free(tool);
+        return;
+    }
+    cache_option(r, cache, sizeof cache);
+    snprintf(command, sizeof command, "cd '%s' && '%s' -q --model . --steps %d --shift %g --guidance %g --carry %s --cache %s "
+             "--max-frames 400 --noise noise.st --threads %d -o out.st face.st text.st ref.st audio.st", dir, tool, j->steps,
+             j->shift, j->guidance, j->carry == FLOW_FLOAT32 ? "float32" : "reference", cache, r->g->threads);
+    free(tool);
+    if (write_model(r, dir, w, list, &e) || write_operands(r, dir, &e))
+        golden_error(r->g, r->name, &e);
+    else if (system(command))
+        golden_verdict(r->g, r->name, "hv-denoise", 0, "failed");
+    else
+        compare_tool(r, dir);
+    snprintf(command, sizeof command, "rm -rf '%s'", dir);
+    if (system(command))
+        golden_verdict(r->g, r->name, "hv-denoise", 0, "cannot remove %s", dir);
+}
+
 static int run(struct e2e *r, struct hv_err *e)
 {
     const struct hv_synth_opts synth = {.seed = strtoull(hv_in_meta(r->in, "seed"), NULL, 10)};
@@ -634,6 +746,7 @@ static int run(struct e2e *r, struct hv_err *e)
         !denoise(net, j, latents, e)) {
         compare_tables(r);
         compare_output(r, latents, plane * j->clip.video);
+        through_tool(r, w, &list);
     }
     dit_close(net);
     hv_weights_close(w);
