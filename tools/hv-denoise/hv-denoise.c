@@ -65,7 +65,7 @@ static int read_config(struct dit_config *c, struct hv_err *e)
     json_t *json = NULL;
 
     *c = dit_config_full();
-    if (o.plan && !o.c.model)
+    if (o.plan && (!o.c.model || !*o.c.model))
         return 0;
     if (!hv_part_config(&json, o.c.model, PART, e) && dit_config_parse(c, json, e))
         hv_context(e, "%s/" PART "/config.json", o.c.model);
@@ -151,10 +151,8 @@ static int noise_from_file(struct denoise_job *j, struct input *x, struct hv_err
     hv_tensor t;
     char shape[HV_SHAPE_STR];
 
-    if (hv_in_open(&x->noise_file, o.noise, e))
+    if (hv_in_open(&x->noise_file, o.noise, e) || hv_in_tensor(x->noise_file, "noise", &t, e))
         return e->code;
-    if (hv_in_tensor(x->noise_file, "noise", &t, e))
-        return hv_context(e, "%s", o.noise);
     if (t.ndim == 5 && t.shape[0] == 1)
         t = hv_index(t, 0);
     if (!hv_dtype_is_float(t.dtype) || t.ndim != 4 || t.shape[0] != j->config->channels || t.shape[1] < j->clip.frames ||

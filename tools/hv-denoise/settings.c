@@ -83,5 +83,5 @@ int settings_read(struct settings *s, struct hv_err *e)
         return hv_fail(e, HV_EUSAGE, "--plan=%s: json, or nothing", o.plan);
     if (read_rng(s, e) || read_size(s, e) || read_chunks(s, e))
         return e->code;
-    return flow_full_steps(s->full, (int)o.steps, o.cache, e) ? (e->code == HV_EUSAGE ? hv_context(e, "--cache") : e->code) : 0;
+    return flow_full_steps(s->full, (int)o.steps, o.cache, e);
 }
