@@ -76,7 +76,7 @@ face --conf 0.2 --face 2 "$picture" >b.st
 ok $? "--face 2"
 face --conf 0.2 --face reference "$picture" >b.st
 ok $? "--face reference"
-hv-tensor list b.st | grep -q "face.boxes *F32 *\[$n,5\]"; ok $? "every face is in face.boxes"
+hv-tensor list b.st | grep -q "face.boxes *F32 *\[$found,5\]"; ok $? "every face is in face.boxes"
 status 9 "--face 9999" hv-face -q --image-size 128 --conf 0.2 --face 9999 "$picture" -o no.st
 grep -q "of $found" "$dir/err"; ok $? "and how many there are"
 status 9 "no face" hv-face -q --image-size 128 --conf 1 "$picture" -o no.st
@@ -96,7 +96,7 @@ head -c $(($(wc -c <wide.jpg) / 2)) wide.jpg >cut.jpg
 head -c $(($(wc -c <p.ppm) / 2)) p.ppm >cut.ppm
 printf 'P6 99999 99999 255\n' >huge.ppm
 echo 'this is no picture' >text.png
-$ff -f lavfi -i color=s=2000x4 -frames:v 1 thin.png
+$ff -f lavfi -i color=s=4000x2 -frames:v 1 thin.png
 mkdir gone
 refused() {     # status, file
     status "$1" "refused: $2" hv-face -q --face full "$2" -o gone/out.st
