@@ -19,6 +19,7 @@
 #define PACKED  ((size_t)8 << 20)       /* bytes of packed weights at a time, if a panel is not larger */
 #define BUFFER  (CPU_SCRATCH / 4 / sizeof(float))       /* floats of input that a piece should copy: cache */
 #define COLUMNS 56                      /* of a piece */
+#define SMALL   (1 << 20)               /* multiply-adds that one thread does sooner than others wake up */
 #define PACK_CI 8                       /* input channels packed as one piece of work */
 
 struct axis {
@@ -38,6 +39,7 @@ struct conv {
     int     taps, phases, segments;     /* of all axes */
     int64_t rows, cols, bands, blocks;  /* of a piece; pieces of a frame */
     int     direct;                     /* no borders: read x where it is */
+    int     threads;
     float  *packed;
     int64_t panel_size, phase_size;     /* floats */
 };
@@ -240,7 +242,7 @@ static void compute(const struct conv *c, const struct piece *s, int p, int64_t 
 static void cut(struct conv *c)
 {
     const int64_t blocks = ceil_div(c->a[2].n, COLUMNS);
-    const int64_t want = 4 * c->d->threads;
+    const int64_t want = 4 * c->threads;
 
     c->cols = ceil_div(c->a[2].n, blocks);
     for (c->rows = min64(8, c->a[1].n);; c->rows--) {
@@ -262,7 +264,7 @@ static void run_panels(const struct conv *c, int64_t first, int64_t n)
 {
     const int64_t pieces = c->a[0].n * c->bands * c->blocks, groups = ceil_div(c->ci, PACK_CI);
 
-#pragma omp parallel num_threads(c->d->threads)
+#pragma omp parallel num_threads(c->threads)
     {
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < n * groups; i++) {
@@ -333,7 +335,7 @@ static void depthwise(const struct conv *c)
         for (int64_t i = 0; i < k; i++)
             c->packed[i * c->co + o] = row[i];
     }
-#pragma omp parallel for schedule(static) num_threads(c->d->threads)
+#pragma omp parallel for schedule(static) num_threads(c->threads)
     for (int64_t i = 0; i < T * H; i++) {
         float *tmp = cpu_scratch(c->d);
         for (int64_t x = 0; x < W; x++) {
@@ -366,6 +368,7 @@ void cpu_conv(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor
     c.phases = c.a[0].phases * c.a[1].phases * c.a[2].phases;
     c.first_out = c.a[0].up ? 2 * c.a[0].n - y.shape[0] : 0;
     c.panels = ceil_div(c.co, CONV_PANEL);
+    c.threads = hv_count(y) * c.taps * (p->depthwise ? 1 : c.ci) < SMALL ? 1 : d->threads;
     c.phase_size = c.taps * c.ci * CONV_PANEL;
     c.panel_size = c.phase_size * c.phases;
     c.direct = c.a[1].k == 1 && c.a[2].k == 1 && c.a[0].taps == 1 && c.phases == 1;

@@ -10,6 +10,7 @@
 #include "kernels/cpu/cpu.h"
 
 #define CELLS 512               /* of a piece */
+#define SMALL 16384             /* elements that one thread does sooner than others wake up */
 
 static const struct group_isa *pick_isa(void)
 {
@@ -79,7 +80,7 @@ static void sum_frames(struct hv_dev *d, double *sums, int64_t groups, const hv_
 
     for (int64_t first = 0; first < pieces; first += room) {
         const int64_t each = pieces - first < room ? pieces - first : room;
-#pragma omp parallel for schedule(dynamic) num_threads(d->threads)
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads) if (hv_count(*x) > SMALL)
         for (int64_t i = 0; i < n * each; i++) {
             const int64_t at = (first + i % each) * CELLS;
             sum_piece(isa, part + i * 2 * C, x, t + i / each, at, cells - at < CELLS ? cells - at : CELLS);
@@ -130,7 +131,7 @@ void cpu_group_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor sums, 
         return;
     }
     coefficients(mean, scale, shift, &sums, count, weight.data, bias.data, (double)eps, C);
-#pragma omp parallel for schedule(dynamic) num_threads(d->threads)
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads) if (hv_count(x) > SMALL)
     for (int64_t i = 0; i < x.shape[0] * pieces; i++) {
         const int64_t t = i / pieces;
         int64_t at = i % pieces * CELLS, n = cells - at < CELLS ? cells - at : CELLS;
