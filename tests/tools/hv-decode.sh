@@ -48,6 +48,7 @@ hv-decode -q -f rgb <lat.st >i.rgb; same i.rgb v.rgb "latents on the standard in
 hv-decode -q -f rgb --threads 1 lat.st >1.rgb; hv-decode -q -f rgb --threads 3 lat.st >3.rgb
 same 1.rgb 3.rgb "1 and 3 threads give the same frames"
 hv-decode -q -f rgb --vram 4M lat.st >b.rgb 2>err; [ $? = 5 ] || same b.rgb v.rgb "a small budget gives the same frames"
+hv-decode -q -f rgb --vram 90% lat.st >b.rgb; same b.rgb v.rgb "a share of the free memory as budget"
 hv-decode -q lat.st >v.y4m
 head -n 1 v.y4m | grep -qx 'YUV4MPEG2 W64 H64 F25:1 Ip A1:1 C444'; ok $? "y4m on the standard output"
 [ "$(wc -c <v.y4m)" = $((7 * (frame + 6) + $(head -n 1 v.y4m | wc -c))) ]; ok $? "y4m has 7 frames"

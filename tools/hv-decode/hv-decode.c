@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/cli.h"
 #include "io/contract.h"
@@ -28,7 +29,7 @@ static const struct hv_opt opts[] = {
     {"sound", 0, HV_OPT_STR, &o.sound, "FILE", "sound of the mp4", 0, 0},
     {"crf", 0, HV_OPT_INT, &o.crf, "N", "quality of the mp4, 0 (lossless) to 51 (default: 18)", 0, 51},
     {"tile", 0, HV_OPT_STR, &o.tile, "SIZE/TSIZE", "tile in pixels and frames (default: the model's); another tile is another result", 0, 0},
-    {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "budget of device memory: 512M, 4G", 0, 0},
+    {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "budget of device memory: 512M, 4G, 90%, -1G", 0, 0},
     {"plan", 0, HV_OPT_OPTSTR, &o.plan, "json", "print the memory plan and the work; compute nothing", 0, 0},
     {0}
 };
@@ -79,8 +80,6 @@ static int parse(int argc, char **argv, struct hv_err *e)
         return rc;
     if (o.plan && *o.plan && strcmp(o.plan, "json"))
         return hv_fail(e, HV_EUSAGE, "--plan=%s: json, or nothing", o.plan);
-    if (o.vram.kind != HV_SIZE_UNSET && o.vram.kind != HV_SIZE_BYTES)
-        return hv_fail(e, HV_EUSAGE, "--vram: a size like 512M or 4G");
     o.kind = o.format ? hv_video_format_of(o.format) : to_stdout ? HV_VIDEO_Y4M : hv_video_format_for(o.c.output);
     if (o.kind == HV_VIDEO_NONE && o.format)
         return hv_fail(e, HV_EUSAGE, "-f %s: expected mp4, y4m, rgb, png or st", o.format);
@@ -245,11 +244,20 @@ static int open_video(struct job *j, struct hv_err *e)
     return o.kind == HV_VIDEO_ST ? 0 : hv_video_open(&j->video, &vo, e);
 }
 
+/* --vram in bytes, 0: none. Shares are of the free memory of the machine, which is the cpu device's. */
+static size_t budget(void)
+{
+    const long pages = sysconf(_SC_AVPHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    const uint64_t bytes = hv_size_bytes(&o.vram, pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0);
+
+    return o.vram.kind == HV_SIZE_UNSET ? 0 : bytes ? (size_t)bytes : 1;
+}
+
 static int compute(struct job *j, struct hv_err *e)
 {
     struct hv_weights *w = NULL;
     struct hv_wlist list = {0};
-    struct vae_opts vo = {.part = VAE_DECODER, .budget = (size_t)o.vram.bytes};
+    struct vae_opts vo = {.part = VAE_DECODER, .budget = budget()};
     int64_t big[3];
     int rc = hv_dev_open(&j->dev, o.plan ? "dry" : o.c.device, (int)o.c.threads, e);
 

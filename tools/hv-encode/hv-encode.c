@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/cli.h"
 #include "core/rng.h"
@@ -28,7 +29,7 @@ static const struct hv_opt opts[] = {
     {"no-exif", 0, HV_OPT_FLAG, &o.no_exif, NULL, "do not turn the picture as its EXIF data says", 0, 0},
     {"sample-seed", 0, HV_OPT_INT, &o.seed, "N", "sample the posterior, as the reference does; else its mean", 0, 9e15},
     {"noise", 0, HV_OPT_STR, &o.noise, "FILE", "sample the posterior with tensor `noise' [C, 33, h, w] of FILE", 0, 0},
-    {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "budget of device memory: 512M, 4G", 0, 0},
+    {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "budget of device memory: 512M, 4G, 90%, -1G", 0, 0},
     {"plan", 0, HV_OPT_OPTSTR, &o.plan, "json", "print the memory plan and the work; compute nothing", 0, 0},
     {0}
 };
@@ -57,8 +58,6 @@ static int parse(int argc, char **argv, struct hv_err *e)
         return hv_fail(e, HV_EUSAGE, "--plan=%s: json, or nothing", o.plan);
     if (o.noise && o.seed >= 0)
         return hv_fail(e, HV_EUSAGE, "--noise and --sample-seed: one of them");
-    if (o.vram.kind != HV_SIZE_UNSET && o.vram.kind != HV_SIZE_BYTES)
-        return hv_fail(e, HV_EUSAGE, "--vram: a size like 512M or 4G");
     return 0;
 }
 
@@ -141,11 +140,20 @@ static int print_plan(struct job *j, const struct vae_opts *vo, struct hv_err *e
     return 0;
 }
 
+/* --vram in bytes, 0: none. Shares are of the free memory of the machine, which is the cpu device's. */
+static size_t budget(void)
+{
+    const long pages = sysconf(_SC_AVPHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    const uint64_t bytes = hv_size_bytes(&o.vram, pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0);
+
+    return o.vram.kind == HV_SIZE_UNSET ? 0 : bytes ? (size_t)bytes : 1;
+}
+
 static int compute(struct job *j, struct hv_err *e)
 {
     struct hv_weights *w = NULL;
     struct hv_wlist list = {0};
-    struct vae_opts vo = {.part = VAE_ENCODER, .budget = (size_t)o.vram.bytes};
+    struct vae_opts vo = {.part = VAE_ENCODER, .budget = budget()};
     int64_t big[3];
     int rc = hv_dev_open(&j->dev, o.plan ? "dry" : o.c.device, (int)o.c.threads, e);
 
