@@ -148,7 +148,7 @@ void hv_swiglu(struct hv_dev *d, hv_tensor y, hv_tensor gate, hv_tensor up)
 
 void hv_linear(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_act act)
 {
-    const int ok = mat(x) && mat(y) && x.dtype == y.dtype && w.ndim == 2 && unit(w) && is_weight(w) &&
+    const int ok = mat(x) && mat(y) && x.dtype == y.dtype && w.ndim == 2 && w.shape[1] > 0 && unit(w) && is_weight(w) &&
                    y.shape[0] == x.shape[0] && y.shape[1] == w.shape[0] && x.shape[1] == w.shape[1] &&
                    vec(bias, w.shape[0]) && (unsigned)act < HV_ACTS;
 

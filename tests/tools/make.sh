@@ -26,9 +26,12 @@ ok $? "make help"
 unknown=
 for tool in tools/hv-*/; do
     tool=$(basename "$tool")
-    for opt in $("$BIN/$tool" --help 2>/dev/null | grep -oE '(^|[ ,])--[a-z0-9-]+' | grep -oE '[a-z0-9].*' | sort -u); do
-        case $opt in help | version) continue ;; esac
-        sed 's/\\-/-/g; s/\\(hy/-/g' "tools/$tool/$tool.1" | grep -qE -- "(Fl |Fl -|-)-?$opt" || unknown="$unknown $tool:--$opt"
+    # "  -o, --output FILE   text" -> "output|o"; the manual may name either.
+    for opt in $("$BIN/$tool" --help | sed -nE 's/^  (-(.), |    )?--([a-z0-9-]+).*/\3|\2/p'); do
+        long=${opt%|*} letter=${opt#*|}
+        case $long in help | version) continue ;; esac
+        sed 's/\\-/-/g' "tools/$tool/$tool.1" | grep -qE -- "(Fl -|, -|--)$long( |\$)|Fl ([a-z] , )*${letter:-$long}( |\$)" ||
+            unknown="$unknown $tool:--$long"
     done
 done
 [ -z "$unknown" ]
