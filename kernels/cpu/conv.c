@@ -46,14 +46,9 @@ struct conv {
 
 static const struct conv_isa *pick_isa(void)
 {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f"))
-        return &conv_isa_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-        return &conv_isa_avx2;
-#endif
-    return &conv_isa_c;
+    const struct cpu_simd *simd = cpu_simd();
+
+    return simd == &cpu_simd_avx512 ? &conv_isa_avx512 : simd == &cpu_simd_avx2 ? &conv_isa_avx2 : &conv_isa_c;
 }
 
 static int64_t min64(int64_t a, int64_t b)

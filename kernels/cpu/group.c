@@ -14,14 +14,9 @@
 
 static const struct group_isa *pick_isa(void)
 {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f"))
-        return &group_isa_avx512;
-    if (__builtin_cpu_supports("avx2"))
-        return &group_isa_avx2;
-#endif
-    return &group_isa_c;
+    const struct cpu_simd *simd = cpu_simd();
+
+    return simd == &cpu_simd_avx512 ? &group_isa_avx512 : simd == &cpu_simd_avx2 ? &group_isa_avx2 : &group_isa_c;
 }
 
 /* Cells first .. first+n-1 of frame t as runs of one row each: calls are made for runs that lie in one row. */

@@ -11,7 +11,6 @@
 #define SUB(a, b)   _mm256_sub_ps(a, b)
 #define MUL(a, b)   _mm256_mul_ps(a, b)
 #define DIV(a, b)   _mm256_div_ps(a, b)
-#define MIN(a, b)   _mm256_min_ps(a, b)
 #define MAX(a, b)   _mm256_max_ps(a, b)
 #define ROUND(a)    _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define POW2(n)     _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))

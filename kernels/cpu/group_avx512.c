@@ -11,7 +11,6 @@
 #define SUB(a, b)   _mm512_sub_ps(a, b)
 #define MUL(a, b)   _mm512_mul_ps(a, b)
 #define DIV(a, b)   _mm512_div_ps(a, b)
-#define MIN(a, b)   _mm512_min_ps(a, b)
 #define MAX(a, b)   _mm512_max_ps(a, b)
 #define ROUND(a)    _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define POW2(n)     _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))

@@ -1,8 +1,8 @@
 /* group_row.h - text of the loops of group.h, compiled once an instruction set. The includer defines the vector operations of
  * LANES floats (V) and the name ISA; the tail of a row is done in scalars of the same formulas.
  *
- * exp(t) = 2^n p(t - n ln 2), n = round(t / ln 2), p the minimax polynomial of degree 6 on [-ln2/2, ln2/2], relative error
- * below 2e-7; t is clamped to +-87.3, where silu is within 1e-36 of its limit. */
+ * silu(v) = v / (1 + exp(-v)). exp(t) = 2^n p(t - n ln 2), n = round(t / ln 2), p the minimax polynomial of degree 6 on
+ * [-ln2/2, ln2/2], relative error below 2e-7. v below -87.3 gives what -87.3 gives, which is -1e-36; NaN gives NaN. */
 #include <math.h>
 #include <string.h>
 
@@ -14,7 +14,7 @@ static const float P[6] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
 
 static inline float silu1(float v)
 {
-    const float t = v > 87.3f ? -87.3f : v < -87.3f ? 87.3f : -v;
+    const float u = v < -87.3f ? -87.3f : v, t = u > 87.3f ? -87.3f : -u;
     const float n = nearbyintf(t * LOG2E), r = (t - n * LN2_HI) - n * LN2_LO;
     const float p = ((((P[0] * r + P[1]) * r + P[2]) * r + P[3]) * r + P[4]) * r + P[5];
     const float e = p * (r * r) + r + 1;
@@ -25,13 +25,13 @@ static inline float silu1(float v)
         return v;
     bits = (uint32_t)((int32_t)n + 127) << 23;
     memcpy(&two_n, &bits, 4);
-    return v / (1 + e * two_n);
+    return u / (1 + e * two_n);
 }
 
 #ifdef V
 static inline V silu(V v)
 {
-    const V t = MIN(MAX(SUB(SET(0), v), SET(-87.3f)), SET(87.3f));
+    const V u = MAX(SET(-87.3f), v), t = MAX(SET(-87.3f), SUB(SET(0), u));         /* MAX hands on a NaN on the right */
     const V n = ROUND(MUL(t, SET(LOG2E)));
     const V r = SUB(SUB(t, MUL(n, SET(LN2_HI))), MUL(n, SET(LN2_LO)));
     V p = SET(P[0]);
@@ -39,7 +39,7 @@ static inline V silu(V v)
     for (int i = 1; i < 6; i++)
         p = ADD(MUL(p, r), SET(P[i]));
     const V e = ADD(ADD(MUL(p, MUL(r, r)), r), SET(1));
-    return DIV(v, ADD(SET(1), MUL(e, POW2(n))));
+    return DIV(u, ADD(SET(1), MUL(e, POW2(n))));
 }
 #endif
 
