@@ -1,6 +1,6 @@
 #!/bin/sh
 # Peak resident memory of hv-denoise and hv-decode against what --plan printed plus the mapped weights plus 64 MiB.
-# A transformer of hidden 768 with 4 + 4 blocks and a VAE of [64, 128, 256, 256] channels, on 384x384 pixels.
+# A transformer of hidden 768 with 4 + 4 blocks and a VAE of [64, 128, 256, 256] channels, on 256x320 pixels.
 set -eu
 : "${BUILD:=build}" "${BIN:=$BUILD/bin}"
 PATH=$(cd "$BIN" && pwd):$PATH
@@ -18,7 +18,7 @@ HV_MODEL=$dir/model
 export HV_MODEL
 
 ffmpeg -nostdin -v error -t 1 -i examples/speech.wav "$dir/s.wav"
-picture='-q --image-size 320 examples/portrait.png'
+picture='-q --image-size 256 examples/portrait.png'
 # shellcheck disable=SC2086
 {
     hv-text -p "a person" $picture -o "$dir/text.st"

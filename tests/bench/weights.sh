@@ -14,10 +14,9 @@ seconds() { "$rss" "$@" 2>&1 >/dev/null | sed -n 's/^rss \([0-9.]*\) \([0-9.]*\)
 set -- $(seconds sh -c '"$0/hv-weights" synth -q "$1/config.json" 1 "$1/m.st" && sync "$1/m.st"' "$BIN" "$dir")
 synth=$1 mib=$2
 bytes=$(stat -c %s "$dir/m.st")
-rm "$dir/m.st"
-set -- $(seconds dd if=/dev/zero of="$dir/z" bs=1M count=$((bytes / 1048576)) status=none conv=fsync)
+set -- $(seconds dd if="$dir/m.st" of="$dir/z" bs=1M status=none conv=fsync)
 dd=$1
-rm "$dir/z"
+rm "$dir/m.st" "$dir/z"
 awk -v b="$bytes" -v s="$synth" -v d="$dd" -v m="$mib" 'BEGIN {
     printf "what\tGB\tseconds\tMB/s\tresident_MiB\tratio_to_dd\n"
     printf "dd\t%.2f\t%.1f\t%.0f\t-\t1.00\n", b / 1e9, d, b / 1e6 / d
