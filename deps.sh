@@ -65,7 +65,7 @@ if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null 2>&1 || { echo "not root and no sudo: run as root: apt-get install $list" >&2; exit 1; }
     as_root=sudo
 fi
-echo "installing them: $as_root apt-get install $list" >&2
+echo "installing them: ${as_root:+$as_root }apt-get install $list" >&2
 $as_root apt-get update -qq
 # shellcheck disable=SC2086
 $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $list >&2

@@ -13,7 +13,7 @@ export PATH
 mkdir -p "$OUT"
 [ -e "$OUT/model/transformer/model.safetensors" ] || hv-weights synth "$here/model-tiny" 1 "$OUT/model"
 
-hv "$here/portrait.png" "$here/speech.wav" -p "a person speaking" -o "$OUT/demo.mp4" --keep "$OUT/work" \
+hv "$here/portrait.png" "$here/speech.wav" -p "a person speaking" -o "$OUT/demo.mp4" --keep "$OUT/tensors" \
     --model "$OUT/model" --image-size 128 --steps 8 --face full
 
 # Twelve frames spread over the clip.
@@ -25,4 +25,4 @@ ffmpeg -nostdin -v error -y -i "$OUT/demo.mp4" -vf "select='not(mod(n,$step))',t
 ffprobe -v error -show_entries stream=codec_name,width,height,r_frame_rate,duration -of compact=p=0 "$OUT/demo.mp4"
 echo "video:         $OUT/demo.mp4"
 echo "contact sheet: $OUT/demo.png"
-echo "tensors:       $OUT/work (try: $BIN/hv-tensor list $OUT/work/latent.st)"
+echo "tensors:       $OUT/tensors (try: $BIN/hv-tensor list $OUT/tensors/latent.st)"

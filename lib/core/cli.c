@@ -270,6 +270,14 @@ uint64_t hv_size_bytes(const struct hv_size *s, uint64_t available)
     return available;
 }
 
+size_t hv_size_budget(const struct hv_size *s)
+{
+    const long pages = sysconf(_SC_AVPHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    const uint64_t bytes = hv_size_bytes(s, pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0);
+
+    return s->kind == HV_SIZE_UNSET ? 0 : bytes ? (size_t)bytes : 1;
+}
+
 /* ---- progress ---- */
 
 enum { NONE, TERMINAL, LINES, EVERY, JSON };    /* LINES: one every 10 s; EVERY: one a step */

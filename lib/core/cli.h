@@ -89,6 +89,9 @@ int hv_size_parse(struct hv_size *s, const char *text, struct hv_err *e);
 /* Bytes of a budget when `available` are free; available for HV_SIZE_UNSET. */
 uint64_t hv_size_bytes(const struct hv_size *s, uint64_t available);
 
+/* The same as the budget of a plan on the machine's memory: 0 (none) for HV_SIZE_UNSET, else 1 byte or more. */
+size_t hv_size_budget(const struct hv_size *s);
+
 /* ---- progress: what, i of n, seconds a step, time left; on stderr, for loops that last over a second ---- */
 
 struct hv_progress {

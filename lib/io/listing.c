@@ -66,7 +66,7 @@ void hv_listing(FILE *f, const struct hv_in *in, int with_meta)
     }
 }
 
-json_t *hv_listing_json(const struct hv_in *in)
+static json_t *listing_json(const struct hv_in *in)
 {
     json_t *meta = json_object(), *tensors = json_array();
     const char *key, *value;
@@ -89,4 +89,32 @@ json_t *hv_listing_json(const struct hv_in *in)
         return NULL;
     }
     return json_pack("{s:s, s:o, s:o}", "file", hv_in_path(in), "metadata", meta, "tensors", tensors);
+}
+
+int hv_listing_files(FILE *f, const char *const *path, int n, int json, int with_meta, struct hv_err *e)
+{
+    json_t *all = json ? json_array() : NULL;
+    int rc = json && !all ? hv_fail(e, HV_ENOMEM, "out of memory") : 0;
+
+    for (int i = 0; i < n && !rc; i++) {
+        struct hv_in *in = NULL;
+        rc = hv_in_open(&in, path[i], e);
+        if (!rc && json && json_array_append_new(all, listing_json(in)))
+            rc = hv_fail(e, HV_ENOMEM, "out of memory");
+        if (!rc && !json) {
+            if (n > 1) {
+                fputs(i ? "\n" : "", f);
+                hv_print_safe(f, path[i]);
+                fputs(":\n", f);
+            }
+            hv_listing(f, in, with_meta);
+        }
+        hv_in_close(in);
+    }
+    if (!rc && json) {
+        json_dumpf(all, f, JSON_INDENT(1));
+        fputc('\n', f);
+    }
+    json_decref(all);
+    return rc;
 }

@@ -85,7 +85,7 @@ same b.st c.st "AAC from a pipe"
 size=$(wc -c <"$speech")
 : >empty.wav
 head -c $((size / 2)) "$speech" >cut.wav
-head -c 30 "$speech" >stub.wav
+head -c 30 "$speech" >short.wav
 head -c $(($(wc -c <s.flac) / 2)) s.flac >cut.flac
 head -c $(($(wc -c <'a b:c.m4a') / 2)) 'a b:c.m4a' >cut.m4a
 echo 'this is no sound' >text.wav
@@ -98,7 +98,7 @@ refused() {     # status, file
 }
 refused 4 missing.wav
 refused 4 gone
-for f in empty.wav cut.wav stub.wav cut.flac cut.m4a text.wav 39ms.wav; do refused 3 $f; done
+for f in empty.wav cut.wav short.wav cut.flac cut.m4a text.wav 39ms.wav; do refused 3 $f; done
 for f in empty.wav cut.wav text.wav 39ms.wav; do
     # shellcheck disable=SC2002
     cat $f | hv-audio -q >out.st 2>err; got=$?

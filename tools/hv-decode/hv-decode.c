@@ -244,20 +244,11 @@ static int open_video(struct job *j, struct hv_err *e)
     return o.kind == HV_VIDEO_ST ? 0 : hv_video_open(&j->video, &vo, e);
 }
 
-/* --vram in bytes, 0: none. Shares are of the free memory of the machine, which is the cpu device's. */
-static size_t budget(void)
-{
-    const long pages = sysconf(_SC_AVPHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    const uint64_t bytes = hv_size_bytes(&o.vram, pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0);
-
-    return o.vram.kind == HV_SIZE_UNSET ? 0 : bytes ? (size_t)bytes : 1;
-}
-
 static int compute(struct job *j, struct hv_err *e)
 {
     struct hv_weights *w = NULL;
     struct hv_wlist list = {0};
-    struct vae_opts vo = {.part = VAE_DECODER, .budget = budget()};
+    struct vae_opts vo = {.part = VAE_DECODER, .budget = hv_size_budget(&o.vram)};
     int64_t big[3];
     int rc = hv_dev_open(&j->dev, o.plan ? "dry" : o.c.device, (int)o.c.threads, e);
 

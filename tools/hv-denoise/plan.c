@@ -14,13 +14,6 @@ static int is_cuda(void)
     return !strncmp(o.c.device, "cuda", 4);
 }
 
-static uint64_t memory(int name)
-{
-    const long pages = sysconf(name), page = sysconf(_SC_PAGESIZE);
-
-    return pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
-}
-
 /* Bytes for the table of the device; 0: no budget. On a GPU its context counts. */
 static int device_budget(size_t *budget, struct hv_err *e)
 {
@@ -31,7 +24,7 @@ static int device_budget(size_t *budget, struct hv_err *e)
         return 0;
     if (is_cuda() && o.vram.kind != HV_SIZE_BYTES)
         return hv_fail(e, HV_EUSAGE, "--vram: a share of the free memory needs the device; give a size, as 4G");
-    const uint64_t bytes = hv_size_bytes(&o.vram, memory(_SC_AVPHYS_PAGES));
+    const uint64_t bytes = hv_size_budget(&o.vram);
     if (bytes <= context)
         return hv_fail(e, HV_ENOMEM, "plan: budget %.1f MiB; the context alone takes %zu", (double)bytes / (double)MIB, context / MIB);
     *budget = (size_t)bytes - context;
@@ -40,7 +33,7 @@ static int device_budget(size_t *budget, struct hv_err *e)
 
 static int check_ram(const struct hv_plan *device, const struct hv_plan *host, struct hv_err *e)
 {
-    const uint64_t budget = hv_size_bytes(&o.ram, memory(_SC_AVPHYS_PAGES));
+    const uint64_t budget = hv_size_budget(&o.ram);
     const uint64_t need = hv_plan_bytes(host) + (is_cuda() ? 0 : hv_plan_bytes(device));
     const struct hv_plan_row *first = &host->row[0];
 

@@ -24,36 +24,11 @@ int cmd_list(int argc, char **argv, struct hv_err *e)
     const struct hv_cli cli = {"hv-tensor", "list [FILE]...",
                                "Lists tensors (name, dtype, shape, bytes), after the metadata as '# key: value'.", opts, &c, 0,
                                -1};
-    json_t *all = NULL;
     int rc = hv_cli_parse(&cli, argc, argv, e);
-    const char *const *path = c.n_operands ? c.operand : only_stdin;
-    const int n = c.n_operands ? c.n_operands : 1;
 
     if (!rc)
         rc = refuse_output(&c, "list", e);
-    if (!rc && json && !(all = json_array()))
-        rc = hv_fail(e, HV_ENOMEM, "out of memory");
-    for (int i = 0; i < n && !rc; i++) {
-        struct hv_in *in = NULL;
-        rc = hv_in_open(&in, path[i], e);
-        if (!rc && json && json_array_append_new(all, hv_listing_json(in)))
-            rc = hv_fail(e, HV_ENOMEM, "out of memory");
-        if (!rc && !json) {
-            if (n > 1) {
-                fputs(i ? "\n" : "", stdout);
-                hv_print_safe(stdout, path[i]);
-                fputs(":\n", stdout);
-            }
-            hv_listing(stdout, in, 1);
-        }
-        hv_in_close(in);
-    }
-    if (!rc && json) {
-        json_dumpf(all, stdout, JSON_INDENT(1));
-        putchar('\n');
-    }
-    json_decref(all);
-    return rc;
+    return rc ? rc : hv_listing_files(stdout, c.n_operands ? c.operand : only_stdin, c.n_operands ? c.n_operands : 1, json, 1, e);
 }
 
 static int general(int argc, char **argv, struct hv_err *e)

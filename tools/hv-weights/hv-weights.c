@@ -19,34 +19,11 @@ int cmd_list(int argc, char **argv, struct hv_err *e)
     static struct hv_common c;
     const struct hv_opt opts[] = {{"json", 0, HV_OPT_FLAG, &json, NULL, "one JSON array, an object a file", 0, 0}, {0}};
     const struct hv_cli cli = {"hv-weights", "list FILE...", "Lists tensors: name, dtype, shape, bytes.", opts, &c, 1, -1};
-    json_t *all = NULL;
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
     if (!rc)
         rc = refuse_output(&c, "list", e);
-    if (!rc && json && !(all = json_array()))
-        rc = hv_fail(e, HV_ENOMEM, "out of memory");
-    for (int i = 0; i < c.n_operands && !rc; i++) {
-        struct hv_in *in = NULL;
-        rc = hv_in_open(&in, c.operand[i], e);
-        if (!rc && json && json_array_append_new(all, hv_listing_json(in)))
-            rc = hv_fail(e, HV_ENOMEM, "out of memory");
-        if (!rc && !json) {
-            if (c.n_operands > 1) {
-                fputs(i ? "\n" : "", stdout);
-                hv_print_safe(stdout, c.operand[i]);
-                fputs(":\n", stdout);
-            }
-            hv_listing(stdout, in, 0);
-        }
-        hv_in_close(in);
-    }
-    if (!rc && json) {
-        json_dumpf(all, stdout, JSON_INDENT(1));
-        putchar('\n');
-    }
-    json_decref(all);
-    return rc;
+    return rc ? rc : hv_listing_files(stdout, c.operand, c.n_operands, json, 0, e);
 }
 
 /* The help of the program; that of a command is printed by the command. */
