@@ -68,7 +68,7 @@ status 0 "-q" run -q "$picture" -p "$long"
 ok $? "-q says nothing"
 
 status 3 "text that is not UTF-8" run "$picture" -p "$(printf 'a\377b')"
-grep -q 'prompt: text is not UTF-8: byte 0xff at offset' "$dir/err"
+grep -q 'prompt: text is not UTF-8: byte 0xff at offset 1$' "$dir/err"
 ok $? "the message says where"
 status 3 "a negative prompt that is not UTF-8" run "$picture" -p a --negative "$(printf '\303')"
 status 3 "the image token in the prompt" run "$picture" -p "look: <image>"

@@ -15,6 +15,7 @@
 #include "model/vit.h"
 #include "text/bpe.h"
 #include "text/prompt.h"
+#include "text/unicode.h"
 
 #define LLAVA "text_encoder"
 #define CLIP  "text_encoder_2"
@@ -106,11 +107,16 @@ static int make_text(struct job *j, int which, const char *given, size_t *n, str
     *n = strlen(given);
     if (which == POSITIVE && !strcmp(given, "-"))
         in = read_stdin(n, e);
+    /* Here, where offsets are still those of the text that was given. */
+    const char *text = in ? in : given;
+    const size_t bad = e->code ? *n : hv_utf8_check(text, *n);
+    if (bad < *n)
+        hv_fail(e, HV_EINPUT, "text is not UTF-8: byte 0x%02x at offset %zu", (unsigned char)text[bad], bad);
     if (!e->code && !(j->text[which] = malloc(head + *n + 1)))
         hv_fail(e, HV_ENOMEM, "no memory for the prompt");
     if (!e->code) {
         memcpy(j->text[which], prefix, head);
-        memcpy(j->text[which] + head, in ? in : given, *n);
+        memcpy(j->text[which] + head, text, *n);
         *n += head;
         j->text[which][*n] = 0;
     }
