@@ -44,7 +44,8 @@ WITH_CUDA := $(if $(and $(filter-out 0,$(CUDA)),$(NVCC),$(CUDA_SRC)),1)
 
 # ---- flags -------------------------------------------------------------------------------------------------------------
 
-WARN     := -Wall -Wextra -Wshadow -Wconversion -Wvla $(if $(filter 1,$(WERROR)),-Werror)
+WARN     := -Wall -Wextra -Wshadow -Wconversion -Wvla -Werror=implicit-function-declaration \
+            -Werror=int-conversion -Werror=incompatible-pointer-types $(if $(filter 1,$(WERROR)),-Werror)
 CPPFLAGS += -Ilib -I. -D_POSIX_C_SOURCE=200809L
 # Contraction is off so that one source gives one result: where a fused multiply-add is wanted it is written.
 CFLAGS   += -std=c11 $(OPT) $(WARN) -fopenmp -ffp-contract=off -fno-math-errno -pthread $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)

@@ -66,7 +66,7 @@ void hv_listing(FILE *f, const struct hv_in *in, int with_meta)
     }
 }
 
-static json_t *listing_json(const struct hv_in *in)
+json_t *hv_listing_json(const struct hv_in *in)
 {
     json_t *meta = json_object(), *tensors = json_array();
     const char *key, *value;
@@ -99,7 +99,7 @@ int hv_listing_files(FILE *f, const char *const *path, int n, int json, int with
     for (int i = 0; i < n && !rc; i++) {
         struct hv_in *in = NULL;
         rc = hv_in_open(&in, path[i], e);
-        if (!rc && json && json_array_append_new(all, listing_json(in)))
+        if (!rc && json && json_array_append_new(all, hv_listing_json(in)))
             rc = hv_fail(e, HV_ENOMEM, "out of memory");
         if (!rc && !json) {
             if (n > 1) {

@@ -22,8 +22,11 @@ int hv_print_safe(FILE *f, const char *text);
 /* One line a tensor, "name  dtype  shape  bytes", after the metadata as "# key: value" when with_meta is set. */
 void hv_listing(FILE *f, const struct hv_in *in, int with_meta);
 
-/* Lists n files, "-" among them for stdin: as hv_listing prints, each under its name when there are several; or, as JSON, an
- * array of {"file", "metadata": {..}, "tensors": [{"name", "dtype", "shape", "begin", "bytes"}]}. */
+/* {"file", "metadata": {..}, "tensors": [{"name", "dtype", "shape", "begin", "bytes"}]}; NULL when out of memory. */
+json_t *hv_listing_json(const struct hv_in *in);
+
+/* Lists n files, "-" among them for stdin: as hv_listing prints, each under its name when there are several; or as a JSON array
+ * of what hv_listing_json makes. */
 int hv_listing_files(FILE *f, const char *const *path, int n, int json, int with_meta, struct hv_err *e);
 
 #ifdef __cplusplus
