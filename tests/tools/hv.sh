@@ -29,6 +29,10 @@ same latent.st a/latent.st "file by file: the same latents"
 hv-decode -q -f rgb latent.st >a.rgb
 ok $? "hv-decode writes raw frames to a pipe"
 
+# shellcheck disable=SC2086
+hv "my face.png" s.wav -p "it's a person" -o frames.rgb --keep b $opts --threads 3
+same frames.rgb a.rgb "hv writes frames alone when the name says so"
+
 cat >pipe.sh <<'X'
 hv-denoise -q --steps 3 <(hv-text -q --image-size 64 -p "it's a person" "my face.png") <(hv-audio -q s.wav) \
     <(hv-face -q --image-size 64 --face full "my face.png") <(hv-encode -q --image-size 64 "my face.png") |
