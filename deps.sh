@@ -13,10 +13,8 @@ header  soxr.h            libsoxr-dev
 header  png.h             libpng-dev
 header  jpeglib.h         libjpeg-dev
 header  pcre2.h           libpcre2-dev
-header  minizip/unzip.h   libminizip-dev
 header  jansson.h         libjansson-dev
 header  openssl/evp.h     libssl-dev
-header  zlib.h            zlib1g-dev
 header  cmocka.h          libcmocka-dev
 program gcc               gcc
 program ffmpeg            ffmpeg
