@@ -182,6 +182,11 @@ int hv_cli_parse(const struct hv_cli *cli, int argc, char **argv, struct hv_err 
     return finish(cli, argc, argv, e);
 }
 
+int hv_cli_no_output(const struct hv_common *c, const char *command, struct hv_err *e)
+{
+    return c->output ? hv_fail(e, HV_EUSAGE, "%s answers on standard output: no -o", command) : 0;
+}
+
 int hv_exit(const char *name, struct hv_err *e)
 {
     const size_t pending = __fpending(stdout);

@@ -75,6 +75,9 @@ struct hv_cli {
 /* Parses. 0: go on. -1: --help or --version was printed. HV_EUSAGE: with the message in e. */
 int hv_cli_parse(const struct hv_cli *cli, int argc, char **argv, struct hv_err *e);
 
+/* HV_EUSAGE when -o was given to a command that answers on standard output. */
+int hv_cli_no_output(const struct hv_common *c, const char *command, struct hv_err *e);
+
 /* Prints "NAME: message" if e holds a failure, flushes and closes stdout (a failure of that is HV_EIO), and returns the
  * exit status. After HV_EUSAGE one line more says how to get help. */
 int hv_exit(const char *name, struct hv_err *e);

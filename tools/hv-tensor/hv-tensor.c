@@ -27,7 +27,7 @@ int cmd_list(int argc, char **argv, struct hv_err *e)
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
     if (!rc)
-        rc = refuse_output(&c, "list", e);
+        rc = hv_cli_no_output(&c, "list", e);
     return rc ? rc : hv_listing_files(stdout, c.n_operands ? c.operand : only_stdin, c.n_operands ? c.n_operands : 1, json, 1, e);
 }
 

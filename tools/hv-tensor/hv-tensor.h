@@ -30,8 +30,6 @@ int wanted(const struct hv_strs *keys, const char *name);
 /* HV_EINPUT, naming the key, when an asked-for key is in none of the files. */
 int all_there(const struct hv_strs *keys, struct hv_in *const *in, int n, struct hv_err *e);
 
-int refuse_output(const struct hv_common *c, const char *command, struct hv_err *e);
-
 /* "[3,17,0]": the index of element i of a tensor. */
 const char *index_text(const struct hv_entry *t, int64_t i, char buf[192]);
 

@@ -90,7 +90,7 @@ int cmd_stats(int argc, char **argv, struct hv_err *e)
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
     if (!rc)
-        rc = refuse_output(&c, "stats", e);
+        rc = hv_cli_no_output(&c, "stats", e);
     if (!rc)
         rc = hv_in_open(&in, c.n_operands ? c.operand[0] : "-", e);
     if (!rc)
@@ -246,6 +246,6 @@ int cmd_diff(int argc, char **argv, struct hv_err *e)
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
     if (!rc)
-        rc = refuse_output(&c, "diff", e);
+        rc = hv_cli_no_output(&c, "diff", e);
     return rc ? rc : diff_files(c.operand, &keys, tol, e);
 }

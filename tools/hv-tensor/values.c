@@ -82,11 +82,6 @@ int all_there(const struct hv_strs *keys, struct hv_in *const *in, int n, struct
     return 0;
 }
 
-int refuse_output(const struct hv_common *c, const char *command, struct hv_err *e)
-{
-    return c->output ? hv_fail(e, HV_EUSAGE, "%s answers on standard output: no -o", command) : 0;
-}
-
 const char *index_text(const struct hv_entry *t, int64_t i, char buf[192])
 {
     int64_t at[HV_ST_DIMS];

@@ -241,7 +241,7 @@ int cmd_check(int argc, char **argv, struct hv_err *e)
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
     if (!rc)
-        rc = refuse_output(&c, "check", e);
+        rc = hv_cli_no_output(&c, "check", e);
     if (!rc)
         use_threads(&c);
     for (int i = 0; i < c.n_operands && !rc; i++) {

@@ -158,7 +158,7 @@ int cmd_diff(int argc, char **argv, struct hv_err *e)
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
     if (!rc)
-        rc = refuse_output(&c, "diff", e);
+        rc = hv_cli_no_output(&c, "diff", e);
     if (rc)
         return rc;
     use_threads(&c);

@@ -22,7 +22,7 @@ int cmd_list(int argc, char **argv, struct hv_err *e)
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
     if (!rc)
-        rc = refuse_output(&c, "list", e);
+        rc = hv_cli_no_output(&c, "list", e);
     return rc ? rc : hv_listing_files(stdout, c.operand, c.n_operands, json, 0, e);
 }
 

@@ -69,9 +69,6 @@ int is_quantized(hv_dtype t);
 /* The output: the last operand or -o, not both. */
 int pick_output(const struct hv_common *c, int operands, const char **path, struct hv_err *e);
 
-/* No -o for a command that answers on standard output. */
-int refuse_output(const struct hv_common *c, const char *command, struct hv_err *e);
-
 void use_threads(const struct hv_common *c);
 
 /* Seconds since some start. */

@@ -168,11 +168,6 @@ int pick_output(const struct hv_common *c, int operands, const char **path, stru
     return 0;
 }
 
-int refuse_output(const struct hv_common *c, const char *command, struct hv_err *e)
-{
-    return c->output ? hv_fail(e, HV_EUSAGE, "%s answers on standard output: no -o", command) : 0;
-}
-
 void use_threads(const struct hv_common *c)
 {
     if (c->threads > 0)
