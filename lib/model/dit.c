@@ -632,13 +632,3 @@ struct hv_dev *dit_device(const struct dit *n)
 {
     return n->dev;
 }
-
-const struct hv_plan *dit_device_plan(const struct dit *n)
-{
-    return hv_arena_plan(n->arena);
-}
-
-const struct hv_plan *dit_host_plan(const struct dit *n)
-{
-    return &n->host_plan;
-}

@@ -95,9 +95,7 @@ int  dit_open(struct dit **n, struct hv_dev *d, struct hv_weights *w, const stru
               const struct dit_choice *choice, struct hv_err *e);
 void dit_close(struct dit *n);
 
-struct hv_dev        *dit_device(const struct dit *n);
-const struct hv_plan *dit_device_plan(const struct dit *n);
-const struct hv_plan *dit_host_plan(const struct dit *n);
+struct hv_dev *dit_device(const struct dit *n);
 
 /* A prompt, in host memory. Attention in the blocks sees the first n = sum(mask) states, wherever the ones stand. */
 struct dit_text {
