@@ -13,6 +13,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/lock.h"
+#include "core/mapped.h"
+
 #define OPTS_MAX 64
 
 /* ---- parsing ---- */
@@ -109,6 +112,16 @@ static int set(const struct hv_opt *o, const char *arg, struct hv_err *e)
     return 0;
 }
 
+static const char *program = "hv";      /* for the callback below, which has no argument of its own */
+
+static void say_waiting(const char *what, long pid)
+{
+    if (pid)
+        fprintf(stderr, "%s: waiting for %s, held by process %ld\n", program, what, pid);
+    else
+        fprintf(stderr, "%s: waiting for %s, held by another process\n", program, what);
+}
+
 static int finish(const struct hv_cli *cli, int argc, char **argv, struct hv_err *e)
 {
     struct hv_common *c = cli->common;
@@ -126,6 +139,7 @@ static int finish(const struct hv_cli *cli, int argc, char **argv, struct hv_err
         return hv_fail(e, HV_EUSAGE, "--progress: '%s', expected auto, plain, json or none", c->progress);
     if (c->n_operands < cli->min_operands)
         return hv_fail(e, HV_EUSAGE, "missing operand: %s", cli->operands);
+    hv_lock_on_wait(c->quiet ? NULL : say_waiting);
     if (cli->max_operands >= 0 && c->n_operands > cli->max_operands)
         return hv_fail(e, HV_EUSAGE, "operand '%s' is one too many (%s)", c->operand[cli->max_operands], cli->operands);
     return 0;
@@ -148,7 +162,9 @@ int hv_cli_parse(const struct hv_cli *cli, int argc, char **argv, struct hv_err 
     char letters[2 * OPTS_MAX + 8] = "hV";
     int n, c;
 
+    program = cli->name;
     signal(SIGPIPE, SIG_IGN);           /* a reader that left is a failed write, with its line and its status */
+    hv_mapped_guard(program);
     collect(all, &n, cli);
     for (int i = 0; i < n; i++) {
         longs[i] = (struct option){all[i].name, takes_argument(&all[i]), NULL, 256 + i};

@@ -72,7 +72,9 @@ struct hv_cli {
     int                  min_operands, max_operands;
 };
 
-/* Parses. 0: go on. -1: --help or --version was printed. HV_EUSAGE: with the message in e. */
+/* Parses, and sets up what a program does about signals: a reader of stdout that left is a failed write, a mapped file
+ * that was cut short is one line and HV_EIO (core/mapped.h). A wait for a device of over a second is told, unless -q.
+ * 0: go on. -1: --help or --version was printed. HV_EUSAGE: with the message in e. */
 int hv_cli_parse(const struct hv_cli *cli, int argc, char **argv, struct hv_err *e);
 
 /* HV_EUSAGE when -o was given to a command that answers on standard output. */

@@ -15,13 +15,41 @@
 static char open_temps[OPEN_MAX_TEMPS][HV_PATH];        /* "" where free; read by the handler */
 static const int deadly[] = {SIGINT, SIGTERM, SIGHUP};
 
-static void on_signal(int sig)
+static int  naming;                                     /* 1 while a file may be there whose name is not yet here */
+
+void hv_temp_sweep(void)
 {
     for (int i = 0; i < OPEN_MAX_TEMPS; i++)
         if (open_temps[i][0])
             unlink(open_temps[i]);
+}
+
+static void on_signal(int sig)
+{
+    /* The thread that names a file has its signals blocked: this is another one, and waits for microseconds. */
+    while (__atomic_load_n(&naming, __ATOMIC_ACQUIRE)) {}
+    hv_temp_sweep();
     signal(sig, SIG_DFL);
     raise(sig);
+}
+
+/* mkostemps, with the name in the table before a signal is seen. Returns the descriptor or -1, errno set. */
+static int make_named(char *tmp, int suffix, int slot)
+{
+    sigset_t all, old;
+    int fd, error;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, &old);
+    __atomic_store_n(&naming, 1, __ATOMIC_RELEASE);
+    fd = mkostemps(tmp, suffix, O_CLOEXEC);
+    error = errno;
+    if (fd >= 0)
+        memcpy(open_temps[slot], tmp, strlen(tmp) + 1);
+    __atomic_store_n(&naming, 0, __ATOMIC_RELEASE);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    errno = error;
+    return fd;
 }
 
 static void catch_signals(void)
@@ -56,10 +84,9 @@ int hv_temp_open(char tmp[HV_PATH], const char *final, int *fd, struct hv_err *e
     if (n >= HV_PATH || slot < 0)
         return hv_fail(e, HV_EIO, "%s: %s", final, slot < 0 ? "too many open temporaries" : "name too long");
     catch_signals();
-    *fd = mkostemps(tmp, (int)strlen(suffix), O_CLOEXEC);
+    *fd = make_named(tmp, (int)strlen(suffix), slot);
     if (*fd < 0)
         return hv_fail(e, HV_EIO, "%s: %s", final, strerror(errno));
-    memcpy(open_temps[slot], tmp, (size_t)n + 1);
     mask = umask(0);
     umask(mask);
     if (fchmod(*fd, 0666 & ~mask)) {}                   /* some file systems have no modes: the file is still good */

@@ -6,7 +6,7 @@
  *     rc = ok ? hv_temp_commit(tmp, "out.mp4", e) : (hv_temp_discard(tmp), e->code);
  *
  * A temporary that is open when SIGINT, SIGTERM or SIGHUP arrives is removed before the process dies by it. The
- * table of open temporaries is the one piece of global state of the library, since a signal handler has no argument. */
+ * table of open temporaries is global, since a signal handler has no argument. */
 #ifndef HV_TEMP_H
 #define HV_TEMP_H
 
@@ -26,6 +26,9 @@ int hv_temp_open(char tmp[HV_PATH], const char *final, int *fd, struct hv_err *e
 int hv_temp_commit(const char *tmp, const char *final, struct hv_err *e);
 
 void hv_temp_discard(const char *tmp);
+
+/* Removes whatever is open, for a handler that ends the process. */
+void hv_temp_sweep(void);
 
 #ifdef __cplusplus
 }

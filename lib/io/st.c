@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "core/json.h"
+#include "core/mapped.h"
 
 struct hv_in {
     char            *path;
@@ -75,8 +76,10 @@ static int load(struct hv_in *in, const char *path, struct hv_err *e)
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (p == MAP_FAILED)
             rc = hv_fail(e, HV_EIO, "mmap: %s", strerror(errno));
-        else
+        else {
             in->map = p, in->bytes = (size_t)st.st_size;
+            hv_mapped_add(p, in->bytes, in->path);
+        }
     } else {
         rc = read_all(in, fd, e);
     }
@@ -246,8 +249,10 @@ void hv_in_close(struct hv_in *in)
     free(in->entry);
     free(in->by_name);
     json_decref(in->root);
-    if (in->map)
+    if (in->map) {
+        hv_mapped_remove(in->map);
         munmap(in->map, in->bytes);
+    }
     free(in->heap);
     free(in->path);
     free(in);

@@ -11,6 +11,8 @@
  *     hv_out_write(&out, "audio.st", e);                                                         // NULL or "-": stdout
  *     hv_out_close(&out);
  *
+ * A mapped file that is cut short while it is read ends the program: core/mapped.h.
+ *
  * Layout: u64 little-endian n, n bytes of JSON, data. The reader trusts nothing: it refuses headers over 16 MiB, names
  * twice, unknown dtypes, shapes whose product overflows, and spans that do not tile the data exactly. */
 #ifndef HV_ST_H

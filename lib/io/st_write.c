@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "core/json.h"
+#include "core/mapped.h"
 #include "core/temp.h"
 
 #define META_MAX ((int)(sizeof ((struct hv_out *)0)->meta / sizeof(char *) / 2))
@@ -178,6 +179,8 @@ static int write_all(int fd, const void *data, size_t n, struct hv_err *e)
         const ssize_t put = write(fd, p, n > 1 << 30 ? 1 << 30 : n);
         if (put < 0 && errno == EINTR)
             continue;
+        if (put < 0 && errno == EFAULT && hv_mapped_path(p))    /* SIGBUS, had we read it and not the kernel */
+            return hv_fail(e, HV_EIO, "%s: was cut short while it was read", hv_mapped_path(p));
         if (put < 0)
             return hv_fail(e, HV_EIO, "write: %s", strerror(errno));
         p += put;
