@@ -70,15 +70,19 @@ void cpu_act(float *y, const float *x, int64_t n, enum hv_act act);
 /* The table's entries. */
 void cpu_copy(struct hv_dev *d, hv_tensor y, hv_tensor x);
 void cpu_fill(struct hv_dev *d, hv_tensor y, float value);
+void cpu_dequantize(struct hv_dev *d, hv_tensor y, hv_tensor w);
 void cpu_gather_rows(struct hv_dev *d, hv_tensor y, hv_tensor table, const int32_t *ids);
 void cpu_add(struct hv_dev *d, hv_tensor y, hv_tensor a, hv_tensor b);
 void cpu_activation(struct hv_dev *d, hv_tensor y, hv_tensor x, enum hv_act act);
 void cpu_swiglu(struct hv_dev *d, hv_tensor y, hv_tensor gate, hv_tensor up);
 void cpu_linear(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_act act);
+void cpu_linears(struct hv_dev *d, int n, const hv_tensor *y, hv_tensor x, const hv_tensor *w, const hv_tensor *bias,
+                 enum hv_act act);
 void cpu_attention(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a);
 void cpu_layer_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor weight, hv_tensor bias, float eps);
 void cpu_rms_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor weight, float eps);
-void cpu_norm_modulate(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor shift, hv_tensor scale, float eps);
+void cpu_row_stats(struct hv_dev *d, hv_tensor stat, hv_tensor x, float eps);
+void cpu_norm_modulate(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor stat, hv_tensor shift, hv_tensor scale);
 void cpu_qk_norm_rope(struct hv_dev *d, hv_tensor x, int heads, hv_tensor weight, float eps, const struct hv_rope *rope);
 void cpu_rope_half(struct hv_dev *d, hv_tensor x, int heads, hv_tensor cos, hv_tensor sin);
 void cpu_gated_add(struct hv_dev *d, hv_tensor x, hv_tensor gate, hv_tensor y);

@@ -1,4 +1,4 @@
-/* elementwise.c - copy, fill, gather_rows, add, activation, swiglu, gated_add, masked_add.
+/* elementwise.c - copy, fill, dequantize, gather_rows, add, activation, swiglu, gated_add, masked_add.
  * All are bound by memory: one pass, rows shared out among the threads, long rows cut into spans. */
 #include "cpu.h"
 
@@ -222,6 +222,24 @@ void cpu_fill(struct hv_dev *d, hv_tensor y, float value)
             }
             for (int64_t c = 0; c < s.n; c++)
                 memcpy(to + c * step * size, one, (size_t)size);
+        }
+    }
+}
+
+void cpu_dequantize(struct hv_dev *d, hv_tensor y, hv_tensor w)
+{
+    const int64_t size = (int64_t)hv_dtype_size(y.dtype);
+    const struct pieces p = cut(cpu_rows(&y), cpu_width(&y));
+
+#pragma omp parallel for num_threads(d->threads)
+    for (int64_t i = 0; i < p.down * p.across; i++) {
+        const struct piece s = piece_at(&p, i);
+        for (int64_t r = s.first; r < s.last; r++) {
+            char *to = (char *)y.data + (cpu_row(&y, r) + s.col) * size;
+            float *wide = y.dtype == HV_F32 ? (float *)(void *)to : cpu_scratch(d);
+            cpu_widen(wide, &w, r, s.col, s.n);
+            if (y.dtype != HV_F32)
+                hv_from_f32(y.dtype, to, wide, (size_t)s.n);
         }
     }
 }

@@ -163,3 +163,10 @@ void cpu_linear(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tens
     for (int64_t i = 0; i < down * across; i++)
         one_block(d, &g, i / across * MB, i % across * g.nb);
 }
+
+void cpu_linears(struct hv_dev *d, int n, const hv_tensor *y, hv_tensor x, const hv_tensor *w, const hv_tensor *bias,
+                 enum hv_act act)
+{
+    for (int i = 0; i < n; i++)
+        cpu_linear(d, y[i], x, w[i], bias[i], act);
+}

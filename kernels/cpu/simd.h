@@ -23,6 +23,10 @@ struct cpu_simd {
     void (*norm)(float *y, const float *x, int64_t n, const float *w, float more, const float *b, float eps);
     void (*rms)(float *y, const float *x, int64_t n, const float *w, float eps);
 
+    /* The same in two steps: stat = (mean, 1 / sqrt(var + eps)); y = (x - mean) * rstd * (w[i] + 1) + b[i]. */
+    void (*stats)(float stat[2], const float *x, int64_t n, float eps);
+    void (*modulate)(float *y, const float *x, int64_t n, const float stat[2], const float *w, const float *b);
+
     /* x[i] = x[i] c[i] + x[i ^ 1] s[i], and the same with i + half in place of i ^ 1 (x[i + half] c[i] + x[i] s[i]). */
     void (*turn_pairs)(float *x, const float *c, const float *s, int64_t n);
     void (*turn_halves)(float *x, const float *c, const float *s, int64_t half);

@@ -1,94 +1,23 @@
 #define _GNU_SOURCE
-#include "mem/weights.h"
+#include "mem/source.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include "io/st.h"
+#include "mem/plan.h"
+#include "mem/stream_impl.h"
 #include "mem/synth.h"
 
 #define NAMED     8             /* faults that a message names */
 #define NAME_MAX_ 512
-
-/* ---- the list ---- */
-
-static void wlist_add(struct hv_wlist *l, hv_dtype dtype, enum hv_quant quant, int ndim, const int64_t *shape, char *name)
-{
-    assert(ndim >= 0 && ndim <= HV_MAX_DIMS);
-    if (name && l->n == l->cap) {
-        const int cap = l->cap ? 2 * l->cap : 64;
-        struct hv_wspec *p = realloc(l->w, (size_t)cap * sizeof *p);
-        if (p) {
-            l->w = p;
-            l->cap = cap;
-        }
-    }
-    if (!name || l->n == l->cap) {
-        l->fault = 1;
-        free(name);
-        return;
-    }
-    struct hv_wspec *s = &l->w[l->n++];
-    *s = (struct hv_wspec){.name = name, .dtype = dtype, .quant = quant, .ndim = ndim};
-    for (int i = 0; i < ndim; i++)
-        s->shape[i] = shape[i];
-}
-
-void hv_wlist_add(struct hv_wlist *l, hv_dtype dtype, enum hv_quant quant, int ndim, const int64_t *shape,
-                  const char *fmt, ...)
-{
-    char *name = NULL;
-    va_list ap;
-
-    va_start(ap, fmt);
-    if (vasprintf(&name, fmt, ap) < 0)
-        name = NULL;
-    va_end(ap);
-    wlist_add(l, dtype, quant, ndim, shape, name);
-}
-
-void hv_wlist_close(struct hv_wlist *l)
-{
-    for (int i = 0; i < l->n; i++)
-        free(l->w[i].name);
-    free(l->w);
-    *l = (struct hv_wlist){0};
-}
-
-const struct hv_wspec *hv_wlist_find(const struct hv_wlist *l, const char *name)
-{
-    for (int i = 0; i < l->n; i++)
-        if (!strcmp(l->w[i].name, name))
-            return &l->w[i];
-    return NULL;
-}
-
-/* ---- the source ---- */
-
-struct slot {
-    hv_tensor view;
-    int       ready;                    /* view.data is there */
-    int       fetched;                  /* was announced once */
-    void     *owned;                    /* widened vector, or synthetic values */
-    const struct hv_entry *entry, *scale;       /* in the file */
-};
-
-struct hv_weights {
-    struct hv_dev  *dev;
-    struct hv_wlist list;
-    struct slot    *slot;
-    int            *table;              /* open addressing: index into the list, -1: free */
-    size_t          mask;
-    struct hv_in   *in;                 /* NULL: synthetic, or shapes alone */
-    struct hv_synth_opts synth;
-    int             is_synth, large;    /* large: larger than half of the memory; pages are given back */
-    uint64_t        bytes;
-    char            digest[100];
-};
+#define BOUNCE    ((size_t)4 << 20)
 
 static size_t hash_of(const char *s)
 {
@@ -116,18 +45,18 @@ static int make(struct hv_weights **out, struct hv_dev *d, const struct hv_wlist
     *out = w;
     while (cap < 2 * (size_t)l->n)
         cap *= 2;
-    if (!w || l->fault || !(w->table = malloc(cap * sizeof *w->table)) ||
+    if (!w)
+        return hv_fail(e, HV_ENOMEM, "weights: out of memory");
+    w->fd = -1;
+    w->dev = d;
+    if (hv_wlist_copy(&w->list, l) || !(w->table = malloc(cap * sizeof *w->table)) ||
         !(w->slot = calloc((size_t)l->n + 1, sizeof *w->slot)))
         return hv_fail(e, HV_ENOMEM, "weights: out of memory");
-    w->dev = d;
     w->mask = cap - 1;
     memset(w->table, 0xff, cap * sizeof *w->table);
     for (int i = 0; i < l->n; i++) {
         const struct hv_wspec *s = &l->w[i];
         assert(lookup(w, s->name) < 0);                     /* a list that names a tensor twice is a fault of its author */
-        wlist_add(&w->list, s->dtype, s->quant, s->ndim, s->shape, strdup(s->name));
-        if (w->list.fault)
-            return hv_fail(e, HV_ENOMEM, "weights: out of memory");
         size_t at = hash_of(s->name) & w->mask;
         while (w->table[at] >= 0)
             at = (at + 1) & w->mask;
@@ -142,8 +71,16 @@ void hv_weights_close(struct hv_weights *w)
 {
     if (!w)
         return;
-    for (int i = 0; w->slot && i < w->list.n; i++)
+    hv_weights_unstream(w);
+    for (int i = 0; w->slot && i < w->list.n; i++) {
         free(w->slot[i].owned);
+        free(w->slot[i].owned_scale);
+        hv_dev_free(w->dev, w->slot[i].device);
+    }
+    hv_dev_unpin(w->dev, w->bounce);
+    hv_dev_event_close(w->dev, w->bounce_event);
+    if (w->fd >= 0)
+        close(w->fd);
     free(w->slot);
     free(w->table);
     hv_wlist_close(&w->list);
@@ -194,16 +131,11 @@ static int find_all(struct hv_weights *w, struct hv_err *e)
     return faults ? hv_fail(e, HV_EINPUT, "%s", list) : 0;
 }
 
-static int is_quantized(hv_dtype t)
-{
-    return t == HV_I8 || t == HV_F8_E4M3;
-}
-
 /* Takes entry and scale of one tensor; vectors are widened here, matrices stay where they are. */
 static int bind_tensor(struct hv_weights *w, int i, int deq_bf16, struct hv_err *e)
 {
     const struct hv_wspec *s = &w->list.w[i];
-    struct slot *k = &w->slot[i];
+    struct hv_slot *k = &w->slot[i];
     const hv_dtype t = k->entry->dtype;
     char name[NAME_MAX_];
 
@@ -221,11 +153,11 @@ static int bind_tensor(struct hv_weights *w, int i, int deq_bf16, struct hv_err 
         k->ready = 1;
         return 0;
     }
-    if (t != HV_F32 && t != HV_F16 && t != HV_BF16 && !is_quantized(t))
+    if (t != HV_F32 && t != HV_F16 && t != HV_BF16 && !hv_is_quantized(t))
         return hv_fail(e, HV_EUNSUP, "%s: dtype %s of a matrix, expected F32, F16, BF16, I8 or F8_E4M3", s->name,
                        hv_dtype_name(t));
     k->view.dtype = t;
-    if (!is_quantized(t))
+    if (!hv_is_quantized(t))
         return 0;
     snprintf(name, sizeof name, "%s.scale", s->name);
     k->scale = hv_in_find(w->in, name);
@@ -254,11 +186,32 @@ static int bind_file(struct hv_weights *w, struct hv_err *e)
     for (int i = 0; i < w->list.n; i++)
         if (bind_tensor(w, i, deq && !strcmp(deq, "bf16"), e))
             return e->code;
-    w->large = pages > 0 && page > 0 && hv_in_bytes(w->in) > (uint64_t)pages * (uint64_t)page / 2;
+    w->memory = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
+    w->large = w->memory && hv_in_bytes(w->in) > w->memory / 2;
     if (sha)
         snprintf(w->digest, sizeof w->digest, "%.80s", sha);
     else
         snprintf(w->digest, sizeof w->digest, "header:%016llx", (unsigned long long)hv_in_header_digest(w->in));
+    return 0;
+}
+
+/* The mapped file once more, for reading beside the mapping. A pipe has none. */
+static int open_file(struct hv_weights *w, const char *path, struct hv_err *e)
+{
+    const char *data = hv_in_count(w->in) ? hv_in_data(w->in, hv_in_entry(w->in, 0)) : NULL;
+    struct stat st;
+    char head[4096];
+
+    if (!data || w->dev->kind == HV_DRY || !strcmp(path, "-") || stat(path, &st) || !S_ISREG(st.st_mode))
+        return 0;
+    if ((w->fd = open(path, O_RDONLY | O_CLOEXEC)) < 0 || fstat(w->fd, &st))
+        return hv_fail(e, HV_EIO, "%s", strerror(errno));
+    w->file_bytes = (uint64_t)st.st_size;
+    w->data_at = w->file_bytes - hv_in_bytes(w->in);
+    const size_t n = w->data_at < sizeof head ? (size_t)w->data_at : sizeof head;
+    if (w->file_bytes < hv_in_bytes(w->in) || pread(w->fd, head, n, 0) != (ssize_t)n ||
+        memcmp(head, data - hv_in_entry(w->in, 0)->begin - w->data_at, n))
+        return hv_fail(e, HV_EIO, "was replaced while it was opened");
     return 0;
 }
 
@@ -276,7 +229,7 @@ int hv_weights_open(struct hv_weights **out, struct hv_dev *d, const char *path,
     }
     if (!rc)
         rc = hv_in_open(&(*out)->in, path, e);
-    if (!rc && bind_file(*out, e))
+    if (!rc && (open_file(*out, path, e) || bind_file(*out, e)))
         rc = hv_context(e, "%s", path);
     if (rc) {
         hv_weights_close(*out);
@@ -299,11 +252,13 @@ int hv_weights_open_synth(struct hv_weights **out, struct hv_dev *d, const struc
     w->is_synth = 1;
     w->synth = *o;
     for (int i = 0; i < l->n; i++) {
-        struct slot *k = &w->slot[i];
-        const hv_dtype t = o->as_stored ? l->w[i].dtype : HV_F32;
+        struct hv_slot *k = &w->slot[i];
+        const int narrow = hv_is_quantized(o->quant) && l->w[i].quant == HV_QUANT && l->w[i].ndim == 2;
+        const hv_dtype t = narrow ? o->quant : o->as_stored ? l->w[i].dtype : HV_F32;
         if (l->w[i].ndim >= 2)
             k->view.dtype = t;
         w->bytes += (uint64_t)hv_count(k->view) * hv_dtype_size(t);
+        w->bytes += narrow ? (uint64_t)l->w[i].shape[0] * sizeof(float) : 0;
     }
     snprintf(w->digest, sizeof w->digest, "synth:%llu", (unsigned long long)o->seed);
     return 0;
@@ -323,13 +278,33 @@ static void synthesize(const struct hv_weights *w, const struct hv_wspec *s, hv_
     }
 }
 
+static int make_quantized(struct hv_weights *w, int i, size_t n, struct hv_err *e)
+{
+    const struct hv_wspec *s = &w->list.w[i];
+    struct hv_slot *k = &w->slot[i];
+    float *scale;
+
+    k->owned = malloc(n + 1);
+    k->owned_scale = scale = malloc(((size_t)s->shape[0] + 1) * sizeof *scale);
+    if (!k->owned || !scale)
+        return hv_fail(e, HV_ENOMEM, "%s: out of memory: %zu elements", s->name, n);
+    hv_synth_quantized(k->view.dtype, k->owned, s->name, w->synth.seed, 0, n);
+    for (int64_t r = 0; r < s->shape[0]; r++)
+        scale[r] = hv_synth_scale(k->view.dtype, s);
+    k->view.data = k->owned;
+    k->view.scale = scale;
+    return 0;
+}
+
 static int make_values(struct hv_weights *w, int i, struct hv_err *e)
 {
     const struct hv_wspec *s = &w->list.w[i];
-    struct slot *k = &w->slot[i];
+    struct hv_slot *k = &w->slot[i];
     const size_t n = (size_t)hv_count(k->view);
     const hv_dtype t = w->synth.as_stored ? s->dtype : HV_F32;
 
+    if (hv_is_quantized(k->view.dtype))
+        return make_quantized(w, i, n, e);
     if (!(k->owned = malloc((n + 1) * sizeof(float))))
         return hv_fail(e, HV_ENOMEM, "%s: out of memory: %zu elements", s->name, n);
     synthesize(w, s, t, k->owned, n);
@@ -348,7 +323,7 @@ static int make_values(struct hv_weights *w, int i, struct hv_err *e)
 /* Gives a slot its data when it is first asked for: a misaligned file is copied tensor by tensor, not as a whole. */
 static int make_ready(struct hv_weights *w, int i, struct hv_err *e)
 {
-    struct slot *k = &w->slot[i];
+    struct hv_slot *k = &w->slot[i];
     hv_tensor t;
 
     k->ready = 1;
@@ -367,29 +342,109 @@ static int make_ready(struct hv_weights *w, int i, struct hv_err *e)
     return 0;
 }
 
+/* ---- copies on a device without a stream ---- */
+
+/* Through a page-locked buffer, waiting for each piece: plain, and as fast as such callers need it. */
+static void copy_over(struct hv_weights *w, void *dst, const void *src, size_t bytes)
+{
+    for (size_t at = 0; at < bytes; at += BOUNCE) {
+        const size_t n = bytes - at < BOUNCE ? bytes - at : BOUNCE;
+        memcpy(w->bounce, (const char *)src + at, n);
+        hv_dev_move(w->dev, HV_LANE_COMPUTE, (char *)dst + at, n, w->bounce, n, n, 1);
+        hv_dev_record(w->dev, w->bounce_event, HV_LANE_COMPUTE);
+        hv_dev_event_sync(w->dev, w->bounce_event);
+    }
+}
+
+/* Where the scale lies in such memory. */
+static size_t scale_at(hv_tensor t)
+{
+    return (hv_nbytes(t) + HV_ALIGN - 1) / HV_ALIGN * HV_ALIGN;
+}
+
+/* The tensor in memory of its own on the device, as it is stored; vectors F32. */
+static int upload(struct hv_weights *w, struct hv_slot *k, struct hv_err *e)
+{
+    const size_t bytes = hv_nbytes(k->view), at = scale_at(k->view);
+    const size_t scales = k->view.scale ? (size_t)k->view.shape[0] * sizeof(float) : 0;
+
+    if (!w->bounce && !(w->bounce = hv_dev_pin(w->dev, BOUNCE, e)))
+        return e->code;
+    if (!w->bounce_event && !(w->bounce_event = hv_dev_event(w->dev, e)))
+        return e->code;
+    if (!(k->device = hv_dev_alloc(w->dev, at + scales, e)))
+        return e->code;
+    copy_over(w, k->device, k->view.data, bytes);
+    copy_over(w, (char *)k->device + at, k->view.scale, scales);
+    return 0;
+}
+
+static hv_tensor device_view(const struct hv_slot *k)
+{
+    hv_tensor t = k->view;
+
+    t.data = k->device;
+    if (t.scale)
+        t.scale = (const float *)(const void *)((const char *)k->device + scale_at(t));
+    return t;
+}
+
+/* ---- serving ---- */
+
 /* The device keeps the first failure, as it does for operations. */
 static hv_tensor fault(struct hv_dev *d, int code, const char *name, const char *why)
 {
-    if (!d->fault.code)
-        hv_fail(&d->fault, code, "weights: %s: %s", name, why);
+    hv_dev_fault(d, code, "weights: %s: %s", name, why);
     return (hv_tensor){0};
+}
+
+static hv_tensor find(struct hv_weights *w, const char *name, int64_t row)
+{
+    struct hv_err e = {0};
+    const int i = lookup(w, name);
+
+    if (i < 0)
+        return fault(w->dev, HV_EINPUT, name, "not in the list of the network's weights");
+    if (w->stream)
+        return hv_stream_view(w, i, row);
+    struct hv_slot *k = &w->slot[i];
+    if (!k->ready && make_ready(w, i, &e))
+        return fault(w->dev, e.code, name, e.msg);
+    if (w->dev->kind == HV_HOST || w->dev->kind == HV_DRY)
+        return k->view;
+    if (!k->device && upload(w, k, &e))
+        return fault(w->dev, e.code, name, e.msg);
+    return device_view(k);
 }
 
 hv_tensor hv_weight(struct hv_weights *w, const char *fmt, ...)
 {
-    struct hv_err e = {0};
     char name[NAME_MAX_];
     va_list ap;
 
     va_start(ap, fmt);
     vsnprintf(name, sizeof name, fmt, ap);
     va_end(ap);
+    return find(w, name, -1);
+}
+
+hv_tensor hv_weight_rows(struct hv_weights *w, int64_t first, int64_t rows, const char *fmt, ...)
+{
+    char name[NAME_MAX_];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(name, sizeof name, fmt, ap);
+    va_end(ap);
+    const hv_tensor t = find(w, name, first);
+    return t.dtype == HV_NONE ? t : hv_rows(t, first, rows);
+}
+
+hv_dtype hv_weights_dtype(const struct hv_weights *w, const char *name)
+{
     const int i = lookup(w, name);
-    if (i < 0)
-        return fault(w->dev, HV_EINPUT, name, "not in the list of the network's weights");
-    if (!w->slot[i].ready && make_ready(w, i, &e))
-        return fault(w->dev, e.code, name, e.msg);
-    return w->slot[i].view;
+
+    return i < 0 ? HV_NONE : w->slot[i].view.dtype;
 }
 
 int hv_weights_have(const struct hv_weights *w, const char *name)
@@ -407,25 +462,43 @@ uint64_t hv_weights_bytes(const struct hv_weights *w)
     return w->bytes;
 }
 
-/* ---- groups ---- */
-
-/* The run of the list whose names begin with the prefix: [*first, *end). */
-static void group(const struct hv_weights *w, const char *prefix, int *first, int *end)
+const struct hv_wlist *hv_weights_list(const struct hv_weights *w)
 {
-    const size_t n = strlen(prefix);
-    int i = 0;
+    return &w->list;
+}
 
-    while (i < w->list.n && strncmp(w->list.w[i].name, prefix, n))
-        i++;
-    *first = i;
-    while (i < w->list.n && !strncmp(w->list.w[i].name, prefix, n))
-        i++;
-    *end = i;
+/* ---- take and give without a stream ---- */
+
+/* What a name stands for: a group, or the run of the list whose names begin with it. */
+struct run {
+    const char *prefix;
+    int         group, first, end;
+};
+
+static int is_in(const struct hv_weights *w, const struct run *r, int i)
+{
+    int64_t row;
+
+    return r->group < 0 ? !strncmp(w->list.w[i].name, r->prefix, strlen(r->prefix)) :
+                          hv_wlist_rows(&w->list.w[i], r->group, &row) != 0;
+}
+
+static struct run run_of(const struct hv_weights *w, const char *name)
+{
+    struct run r = {.prefix = name, .group = hv_wlist_find_group(&w->list, name)};
+
+    while (r.first < w->list.n && !is_in(w, &r, r.first))
+        r.first++;
+    /* A prefix names one run; a group may have gaps, where others' tensors were split. */
+    for (int i = r.end = r.first; i < w->list.n && (r.group >= 0 || i == r.end); i++)
+        if (is_in(w, &r, i))
+            r.end = i + 1;
+    return r;
 }
 
 static void advise(struct hv_weights *w, int i, int wanted)
 {
-    struct slot *k = &w->slot[i];
+    struct hv_slot *k = &w->slot[i];
 
     /* A file that fits into memory stays there once it was read: no second system call a tensor. */
     if (!k->entry || (wanted && !w->large && k->fetched))
@@ -434,33 +507,50 @@ static void advise(struct hv_weights *w, int i, int wanted)
     hv_in_advise(w->in, k->entry->begin, k->entry->end, wanted);
 }
 
-void hv_weights_take(struct hv_weights *w, const char *prefix)
+void hv_weights_take(struct hv_weights *w, const char *name)
 {
-    int first, end;
     uint64_t bytes = 0, ahead = 0;
 
-    if (!w->in || w->dev->kind == HV_DRY)
+    if (w->stream) {
+        hv_stream_take(w, name);
         return;
-    group(w, prefix, &first, &end);
-    for (int i = first; i < end; i++) {
-        advise(w, i, 1);
-        bytes += w->slot[i].entry->end - w->slot[i].entry->begin;
     }
+    if (w->dev->kind == HV_DRY)
+        return;
+    const struct run r = run_of(w, name);
+    for (int i = r.first; i < r.end; i++)
+        if (is_in(w, &r, i)) {
+            w->slot[i].taken = 1;
+            advise(w, i, 1);
+            bytes += w->slot[i].entry ? w->slot[i].entry->end - w->slot[i].entry->begin : 0;
+        }
     /* As much again of what follows, round the end to the start: the next step begins there. */
-    for (int i = end, n = 0; n < w->list.n - (end - first) && ahead < bytes; n++, i++) {
+    for (int i = r.end, n = 0; n < w->list.n - (r.end - r.first) && ahead < bytes; n++, i++) {
         const int at = i % w->list.n;
         advise(w, at, 1);
-        ahead += w->slot[at].entry->end - w->slot[at].entry->begin;
+        ahead += w->slot[at].entry ? w->slot[at].entry->end - w->slot[at].entry->begin : 0;
     }
 }
 
-void hv_weights_give(struct hv_weights *w, const char *prefix)
+void hv_weights_give(struct hv_weights *w, const char *name)
 {
-    int first, end;
-
-    if (!w->large || w->dev->kind == HV_DRY)
+    if (w->stream) {
+        hv_stream_give(w, name);
         return;
-    group(w, prefix, &first, &end);
-    for (int i = first; i < end; i++)
-        advise(w, i, 0);
+    }
+    if (w->dev->kind == HV_DRY || (!w->large && w->dev->kind == HV_HOST))
+        return;
+    const struct run r = run_of(w, name);
+    for (int i = r.first; i < r.end; i++) {
+        struct hv_slot *k = &w->slot[i];
+        if (!is_in(w, &r, i))
+            continue;
+        if (w->large)
+            advise(w, i, 0);
+        if (k->taken) {
+            hv_dev_free(w->dev, k->device);
+            k->device = NULL;
+        }
+        k->taken = 0;
+    }
 }

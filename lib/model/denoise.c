@@ -165,14 +165,19 @@ struct finder {
 static void find_nonfinite(void *ctx, const char *name, int64_t row, int64_t col, hv_tensor t)
 {
     struct finder *f = ctx;
+    struct hv_err fault = {0};
     float *host;
 
     (void)row;
     (void)col;
     if (f->name[0] || !(host = malloc((size_t)hv_count(t) * sizeof *host + 1)))
         return;
-    hv_download(f->dev, hv_view(host, HV_F32, t.ndim, t.shape), t);
-    for (int64_t i = 0; i < hv_count(t) && !f->name[0]; i++)
+    if (t.dev == f->dev->kind)
+        hv_download(f->dev, hv_view(host, HV_F32, t.ndim, t.shape), t);
+    else
+        hv_to_f32(host, t.dtype, t.data, (size_t)hv_count(t));
+    const int64_t n = hv_dev_sync(f->dev, &fault) ? 0 : hv_count(t);
+    for (int64_t i = 0; i < n && !f->name[0]; i++)
         if (!isfinite(host[i]))
             snprintf(f->name, sizeof f->name, "%s", name);
     free(host);
@@ -192,7 +197,7 @@ static int check_finite(struct loop *l, const struct dit_call *call, int i, stru
     const float value = v[bad];
     struct finder f = {.dev = dit_device(l->net)};
     dit_trace(l->net, find_nonfinite, &f);
-    dit_forward(l->net, call, e);
+    dit_forward(l->net, call, 1, DIT_PLAIN, e);
     dit_trace(l->net, NULL, NULL);
     return hv_fail(e, HV_ENUM, "prediction: %f at step %d of %d, window %d, %s branch; first in %s", (double)value, i, l->j->steps,
                    call->window, call->branch || !guided(l->j) ? "conditional" : "unconditional",
@@ -205,6 +210,14 @@ static void see(const struct loop *l, int i, int64_t window, const char *what, c
         l->j->seen(l->j->ctx, i, (int)window, what, data, frames);
 }
 
+/* How the forward begins that follows this one. */
+static enum dit_cache next_cache(const struct denoise_job *j, int i, int64_t w)
+{
+    const int at = w + 1 < j->clip.windows ? i : i + 1;
+
+    return at < j->steps && !j->full[at] ? DIT_LOAD : DIT_PLAIN;
+}
+
 /* Both branches of one window; l->v[0] holds the guided velocity afterwards. */
 static int predict(struct loop *l, int i, int64_t w, const int32_t *frame, struct hv_err *e)
 {
@@ -212,14 +225,18 @@ static int predict(struct loop *l, int i, int64_t w, const int32_t *frame, struc
     const int two = guided(j);
     const int64_t shape[4] = {l->channels, FLOW_WINDOW, j->ref.shape[2], j->ref.shape[3]};
     const size_t n = (size_t)(FLOW_WINDOW * l->channels * l->pixels);
+    struct dit_call call[DIT_CALLS];
 
-    for (int b = 0; b <= two; b++) {
-        const struct dit_call call = {
+    for (int b = 0; b <= two; b++)
+        call[b] = (struct dit_call){
             .moment = l->moment[i][b], .latents = hv_view(l->x, HV_F32, 4, shape), .ref = j->ref, .mask = l->face,
             .sound = two && !b ? l->silence : l->sound, .out = hv_view(l->v[b], HV_F32, 4, shape),
             .cache = !j->full[i] ? DIT_LOAD : saves(j, i) ? DIT_SAVE : DIT_PLAIN, .branch = b, .window = (int)w, .frame = frame,
         };
-        if (dit_forward(l->net, &call, e) || check_finite(l, &call, i, e))
+    if (dit_forward(l->net, call, 1 + two, next_cache(j, i, w), e))
+        return e->code;
+    for (int b = 0; b <= two; b++) {
+        if (check_finite(l, &call[b], i, e))
             return e->code;
         see(l, i, w, two && !b ? "uncond" : "cond", l->v[b], FLOW_WINDOW);
     }

@@ -42,7 +42,7 @@ struct denoise_job {
     void             *ctx;
 };
 
-/* Everything of dit_size but ring and scratch; act is F32. */
+/* Everything of dit_size but weights and scratch; act is F32. */
 void denoise_size(struct dit_size *s, const struct denoise_job *j);
 
 /* Host memory of the loop itself, as rows of a table. */

@@ -1,4 +1,5 @@
-/* dit.c - one forward of the diffusion transformer, in the order of memory.md's phases. */
+/* dit.c - one forward of the diffusion transformer, phase by phase: attention of a block a group of heads at a time, then the
+ * rest of it a chunk of rows at a time, each phase with its own segment of weights. */
 #include "dit_impl.h"
 
 #include <math.h>
@@ -66,20 +67,46 @@ void dit_traced(const struct dit *n, int64_t row, int64_t col, hv_tensor t, cons
 
 /* ---- a forward's state ---- */
 
-/* Rows of this forward: text of its own length behind the image. */
+/* One guidance branch: its rows, and the tables of its moment. Text has its own length behind the image. */
 struct state {
-    hv_tensor x, o, k, v, mod;
+    const struct dit_call *call;
+    int       slot;             /* 0, 1: which of the tables that exist twice */
     int64_t   text;             /* text rows */
+    hv_tensor x;                /* on the device; HV_NO where it lives on the host */
+    hv_tensor q, o;             /* o: whole on the device, q HV_NO where its columns hold the queries; else of one group or chunk */
+    hv_tensor k[2], v[2];       /* of one group; of two in turn where the next is made ahead */
+    hv_tensor mod, kv;
+    int       held;             /* a block's weights are taken by the caller */
+    int       cached;           /* x comes from the step cache as long as nothing was written to it */
+    int       saving;           /* the block at hand saves x as it enters */
 };
 
-static struct state state_of(const struct dit *n, int64_t text)
+static int is_whole(const struct state *s)
+{
+    return s->q.dtype == HV_NONE;
+}
+
+static struct state state_of(const struct dit *n, const struct dit_call *call, int slot, int64_t text)
 {
     const int64_t L = n->m.image + text;
+    const int ahead = dit_is_ahead(&n->choice), on_host = dit_o_host(&n->choice);
+    const hv_tensor qkv = dit_row(n, ahead ? "kv" : "qkv");
+    const int64_t first = !ahead && qkv.shape[0] == 3;
+    struct state s = {.call = call, .slot = slot, .text = text, .mod = hv_index(dit_row(n, "mod"), slot),
+                      .kv = hv_index(dit_row(n, "adapter_kv"), slot)};
 
-    return (struct state){
-        .x = hv_rows(dit_row(n, "x"), 0, L), .o = hv_rows(dit_row(n, "o"), 0, L), .k = hv_rows(dit_row(n, "k"), 0, L),
-        .v = hv_rows(dit_row(n, "v"), 0, L), .mod = dit_row(n, "mod"), .text = text,
-    };
+    for (int i = 0; i < 2; i++) {
+        s.k[i] = hv_rows(hv_index(qkv, first + 2 * i * ahead), 0, L);
+        s.v[i] = hv_rows(hv_index(qkv, first + 2 * i * ahead + 1), 0, L);
+    }
+    if (n->choice.tier != DIT_TIER_X_HOST)
+        s.x = hv_rows(dit_row(n, "x"), dit_paired(&n->choice) > 1 ? slot * n->m.rows : 0, L);
+    if (ahead)
+        s.q = dit_row(n, "q");
+    else if (first)
+        s.q = hv_rows(hv_index(qkv, 0), 0, L);
+    s.o = !on_host ? hv_rows(dit_row(n, "o"), 0, L) : n->choice.apart ? dit_row(n, "o_group") : s.q;
+    return s;
 }
 
 /* A chunk of rows; image and text rows have different weights, so none crosses the border. */
@@ -106,6 +133,249 @@ static struct chunk next_chunk(const struct dit *n, const struct state *s, struc
     return chunk_at(n, s, c.row + c.n, most);
 }
 
+/* ---- step cache: where a row of x is kept ---- in host memory: video rows by frame of the clip, reference and text rows by window */
+
+static hv_tensor cache_frame(const struct dit *n, int branch, int64_t frame)
+{
+    return hv_rows(hv_index(dit_host(n, "step_cache"), branch), frame * n->m.tokens, n->m.tokens);
+}
+
+/* Reference rows, then room for text_rows of text. */
+static hv_tensor cache_window(const struct dit *n, int branch, int64_t window)
+{
+    const int64_t each = n->m.tokens + n->s.text_rows;
+
+    return hv_rows(hv_index(dit_host(n, "step_cache"), branch), n->s.clip_frames * n->m.tokens + window * each, each);
+}
+
+/* The window that saved the first frame last. */
+static int cache_source(const struct dit *n, const struct dit_call *call)
+{
+    return n->saved.window[call->branch * n->s.clip_frames + call->frame[0]];
+}
+
+/* Rows row .. of the run that begins there, at most `rows` of them: reference, one frame, or text. */
+static hv_tensor cache_run(const struct dit *n, const struct dit_call *call, int64_t row, int64_t rows)
+{
+    const int64_t P = n->m.tokens, frame = row / P - 1;
+    const int window = call->cache == DIT_LOAD ? cache_source(n, call) : call->window;
+    hv_tensor run;
+    int64_t at = row % P;
+
+    if (row < P) {
+        run = hv_rows(cache_window(n, call->branch, window), 0, P);
+    } else if (row < n->m.image) {
+        run = cache_frame(n, call->branch, call->frame[frame]);
+    } else {
+        run = hv_rows(cache_window(n, call->branch, window), P, n->s.text_rows);
+        at = row - n->m.image;
+    }
+    return hv_rows(run, at, run.shape[0] - at < rows ? run.shape[0] - at : rows);
+}
+
+static void move_rows(const struct dit *n, enum hv_lane lane, hv_tensor to, hv_tensor from)
+{
+    const size_t size = hv_dtype_size(to.dtype);
+
+    hv_dev_move(n->dev, lane, to.data, (size_t)to.stride[0] * size, from.data, (size_t)from.stride[0] * size,
+                (size_t)to.shape[1] * size, (size_t)to.shape[0]);
+}
+
+/* Rows row .. of x to or from the cache; t is on the device. */
+static void cache_move(const struct dit *n, const struct dit_call *call, hv_tensor t, int64_t row, int save)
+{
+    for (int64_t at = 0; at < t.shape[0];) {
+        const hv_tensor run = cache_run(n, call, row + at, t.shape[0] - at), part = hv_rows(t, at, run.shape[0]);
+        if (save)
+            move_rows(n, HV_LANE_OUT, run, part);
+        else
+            move_rows(n, HV_LANE_STAGE, part, run);
+        at += run.shape[0];
+    }
+}
+
+static void note_saved(struct dit *n, const struct state *s)
+{
+    const struct dit_call *call = s->call;
+
+    for (int64_t k = 0; k < n->s.frames; k++)
+        n->saved.window[call->branch * n->s.clip_frames + call->frame[k]] = call->window;
+    n->saved.text[call->branch * n->s.windows + call->window] = s->text;
+}
+
+/* ---- rows that live on the host ----
+ *
+ * Two slots on the device take chunks in turn. STAGE fills a slot when the lane that used it last is past it, OUT empties it.
+ * The slots' bytes belong to other rows of the plan in other phases: where a phase begins, STAGE waits for the computation
+ * before it, and the computation for what OUT still has to read. */
+
+static void lane_after(const struct dit *n, enum hv_lane later, enum hv_lane earlier)
+{
+    hv_dev_record(n->dev, n->stage.mark, earlier);
+    hv_dev_wait(n->dev, n->stage.mark, later);
+}
+
+static void begin_phase(struct dit *n)
+{
+    if (!dit_o_host(&n->choice))
+        return;
+    lane_after(n, HV_LANE_COMPUTE, HV_LANE_OUT);
+    lane_after(n, HV_LANE_STAGE, HV_LANE_COMPUTE);
+    for (int i = 0; i < 2; i++)
+        n->stage.written[i].shape[0] = 0;
+}
+
+static hv_tensor x_on_host(const struct dit *n, const struct state *s, int64_t row, int64_t rows)
+{
+    return hv_rows(dit_host(n, "x_host"), (dit_paired(&n->choice) > 1 ? s->slot * n->m.rows : 0) + row, rows);
+}
+
+static int meet(hv_tensor a, hv_tensor b)
+{
+    const char *p = a.data, *q = b.data;
+
+    return a.shape[0] && b.shape[0] && p < q + hv_nbytes(b) && q < p + hv_nbytes(a);
+}
+
+enum fetch { ROOM, FETCH };             /* rows that will be written whole, or that are wanted as they are */
+
+/* Rows of x on the device. */
+static hv_tensor x_rows(struct dit *n, const struct state *s, const char *slots, int64_t row, int64_t rows, enum fetch fetch)
+{
+    struct dit_stage *const g = &n->stage;
+
+    if (n->choice.tier != DIT_TIER_X_HOST)
+        return hv_rows(s->x, row, rows);
+    const int i = g->turn ^= 1;
+    const hv_tensor t = hv_rows(hv_index(dit_row(n, slots), i), 0, rows), host = x_on_host(n, s, row, rows);
+    if (fetch == ROOM) {
+        hv_dev_wait(n->dev, n->stage.free[i], HV_LANE_COMPUTE);
+        return t;
+    }
+    hv_dev_wait(n->dev, n->stage.free[i], HV_LANE_STAGE);
+    if (meet(n->stage.written[!i], host))
+        hv_dev_wait(n->dev, n->stage.free[!i], HV_LANE_STAGE);
+    if (s->cached)
+        cache_move(n, s->call, t, row, 0);
+    else
+        move_rows(n, HV_LANE_STAGE, t, host);
+    hv_dev_record(n->dev, n->stage.full[i], HV_LANE_STAGE);
+    hv_dev_wait(n->dev, n->stage.full[i], HV_LANE_COMPUTE);
+    return t;
+}
+
+enum use { READ, WRITTEN };
+
+/* What x_rows gave is no longer needed, and goes back if it was written. */
+static void x_done(struct dit *n, const struct state *s, hv_tensor t, int64_t row, enum use use)
+{
+    const int i = n->stage.turn;
+
+    if (s->saving) {
+        lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
+        cache_move(n, s->call, t, row, 1);
+    }
+    if (n->choice.tier != DIT_TIER_X_HOST)
+        return;
+    n->stage.written[i].shape[0] = 0;
+    if (use == WRITTEN) {
+        n->stage.written[i] = x_on_host(n, s, row, t.shape[0]);
+        lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
+        move_rows(n, HV_LANE_OUT, n->stage.written[i], t);
+    }
+    hv_dev_record(n->dev, n->stage.free[i], use == WRITTEN || s->saving ? HV_LANE_OUT : HV_LANE_COMPUTE);
+}
+
+/* The result of a group of heads leaves the device, rows row .. of it. */
+static void o_out(const struct dit *n, hv_tensor o, int64_t head, int64_t row)
+{
+    if (!dit_o_host(&n->choice))
+        return;
+    lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
+    move_rows(n, HV_LANE_OUT, hv_rows(hv_index(dit_host(n, "o_host"), head / n->choice.group), row, o.shape[0]), o);
+    hv_dev_record(n->dev, n->stage.o_out, HV_LANE_OUT);
+}
+
+/* Nothing is written over a result that has not left. */
+static void after_o_out(const struct dit *n, int wanted)
+{
+    if (dit_o_host(&n->choice) && wanted)
+        hv_dev_wait(n->dev, n->stage.o_out, HV_LANE_COMPUTE);
+}
+
+/* Rows of o on the device, all heads side by side. */
+static hv_tensor o_rows(struct dit *n, const struct state *s, int64_t row, int64_t rows)
+{
+    if (!dit_o_host(&n->choice))
+        return hv_rows(s->o, row, rows);
+    const int i = n->stage.o_turn ^= 1;
+    const int64_t G = n->choice.group * n->c.head_dim;
+    const hv_tensor t = hv_rows(hv_index(dit_row(n, "o_mlp"), i), 0, rows), host = dit_host(n, "o_host");
+    hv_dev_wait(n->dev, n->stage.o_free[i], HV_LANE_STAGE);
+    for (int64_t g = 0; g < host.shape[0]; g++)
+        move_rows(n, HV_LANE_STAGE, hv_cols(t, g * G, G), hv_rows(hv_index(host, g), row, rows));
+    hv_dev_record(n->dev, n->stage.o_full[i], HV_LANE_STAGE);
+    hv_dev_wait(n->dev, n->stage.o_full[i], HV_LANE_COMPUTE);
+    return t;
+}
+
+static void o_done(const struct dit *n)
+{
+    if (dit_o_host(&n->choice))
+        hv_dev_record(n->dev, n->stage.o_free[n->stage.o_turn], HV_LANE_COMPUTE);
+}
+
+/* A whole span of x for the tracer; on the host tier everything in flight has to land first. */
+static void trace_x(const struct dit *n, const struct state *s, int64_t row, int64_t rows, const char *fmt, int64_t i)
+{
+    struct hv_err e = {0};
+
+    if (!n->trace || n->dev->kind == HV_DRY)
+        return;
+    if (n->choice.tier == DIT_TIER_X_HOST && hv_dev_sync(n->dev, &e))
+        return;
+    dit_traced(n, 0, 0, n->choice.tier == DIT_TIER_X_HOST ? x_on_host(n, s, row, rows) : hv_rows(s->x, row, rows), fmt, (long long)i);
+}
+
+/* ---- weights of a phase ---- */
+
+/* "double.3.qkv", "adapter.2", "stem" (i < 0). */
+static void group_name(char *buf, size_t size, const char *stem, int64_t i, const char *part)
+{
+    if (i < 0)
+        snprintf(buf, size, "%s", stem);
+    else
+        snprintf(buf, size, "%s.%lld%s%s", stem, (long long)i, *part ? "." : "", part);
+}
+
+static void take(const struct dit *n, const char *stem, int64_t i, const char *part)
+{
+    char name[48];
+
+    group_name(name, sizeof name, stem, i, part);
+    hv_weights_take(n->w, name);
+}
+
+static void give(const struct dit *n, const char *stem, int64_t i, const char *part)
+{
+    char name[48];
+
+    group_name(name, sizeof name, stem, i, part);
+    hv_weights_give(n->w, name);
+}
+
+static void phase_take(const struct dit *n, const struct state *s, const char *stem, int64_t i, const char *part)
+{
+    if (!s->held)
+        take(n, stem, i, part);
+}
+
+static void phase_give(const struct dit *n, const struct state *s, const char *stem, int64_t i, const char *part)
+{
+    if (!s->held)
+        give(n, stem, i, part);
+}
+
 /* A block's view of its weights: which names, which modulation vectors (shift, scale, gate and their seconds). */
 struct block {
     const char *stem;           /* "double_blocks" */
@@ -119,46 +389,153 @@ static hv_tensor block_weight(const struct dit *n, const struct block *b, const 
     return hv_weight(n->w, "%s.%lld.%s%s", b->stem, (long long)b->i, layer, tail);
 }
 
+static hv_tensor block_rows(const struct dit *n, const struct block *b, const char *layer, const char *tail, int64_t first, int64_t rows)
+{
+    return hv_weight_rows(n->w, first, rows, "%s.%lld.%s%s", b->stem, (long long)b->i, layer, tail);
+}
+
+/* A matrix as products take it: widened into the plan's scratch at `at`, which moves on, or as it is. */
+static hv_tensor wide(const struct dit *n, const char *row, hv_tensor w, int64_t *at)
+{
+    if (!dit_expands(&n->s, &n->choice) || (w.dtype != HV_I8 && w.dtype != HV_F8_E4M3))
+        return w;
+    const int64_t count = hv_count(w);
+    const hv_tensor all = dit_row(n, row), flat = hv_reshape(all, 1, (const int64_t[]){-1});
+    const hv_tensor y = hv_reshape(hv_slice(flat, 0, *at, count), 2, w.shape);
+    *at += count;
+    hv_dequantize(n->dev, y, w);
+    return y;
+}
+
 /* ---- attention ---- */
 
-/* q, k, v of a group of heads for one chunk: q into o's columns, k and v into the group's own rows. Rows of the qkv matrix are
- * q, k, v, each head after head. */
-static void group_qkv(const struct dit *n, const struct state *s, const struct block *b, struct chunk c, int64_t head)
+/* What q, k and v of a group of heads are multiplied with; absent parts are not wanted. Rows of the qkv matrix are q, k, v, each
+ * head after head. */
+struct group {
+    hv_tensor w[3], bias[3], norm[2];
+};
+
+/* head[p]: first head of part p, or -1. */
+static struct group group_weights(const struct dit *n, const struct block *b, const int64_t head[3])
 {
-    const int64_t H = n->c.hidden, first = head * n->c.head_dim, G = n->choice.group * n->c.head_dim;
+    const int64_t H = n->c.hidden, G = n->choice.group * n->c.head_dim;
     const int bias_there = strcmp(b->stem, "double_blocks") || n->c.qkv_bias;
-    const hv_tensor z = hv_rows(dit_row(n, "z_attn"), 0, c.n), w = block_weight(n, b, b->qkv, ".weight");
-    const hv_tensor bias = bias_there ? block_weight(n, b, b->qkv, ".bias") : HV_NO;
-    const hv_tensor part[3] = {hv_cols(hv_rows(s->o, c.row, c.n), first, G), hv_rows(s->k, c.row, c.n),
-                               hv_rows(s->v, c.row, c.n)};
+    struct group g = {.w = {HV_NO}};
+    int64_t at = 0;
+
+    for (int p = 0; p < 3 && !n->dev->fault.code; p++) {
+        if (head[p] < 0)
+            continue;
+        const int64_t first = p * H + head[p] * n->c.head_dim;
+        g.w[p] = wide(n, "wide_attn", block_rows(n, b, b->qkv, ".weight", first, G), &at);
+        if (bias_there)
+            g.bias[p] = block_rows(n, b, b->qkv, ".bias", first, G);
+    }
+    for (int p = 0; p < 2 && n->c.qk_norm; p++)
+        g.norm[p] = block_weight(n, b, b->norm, p ? "k_norm.weight" : "q_norm.weight");
+    return g;
+}
+
+/* The parts of a group that are wanted for one chunk of rows. The first pass over x leaves the rows' statistics to the others. */
+static void chunk_qkv(struct dit *n, const struct state *s, const struct block *b, const struct group *g, struct chunk c,
+                      const hv_tensor part[3], int first)
+{
+    const hv_tensor z = hv_rows(dit_row(n, "z_attn"), 0, c.n), stat = hv_rows(dit_row(n, "stat"), c.row, c.n);
+    const hv_tensor x = x_rows(n, s, "x_attn", c.row, c.n, FETCH);
+    const int kv = part[1].dtype != HV_NONE, q = part[0].dtype != HV_NONE;
+    const int batch = q && kv && part[0].stride[0] == part[1].stride[0];        /* else q lies in o's columns, or in a chunk */
     struct hv_rope rope = n->rope;
 
     rope.first = c.row;
-    hv_norm_modulate(n->dev, z, hv_rows(s->x, c.row, c.n), b->mod[0], b->mod[1], DIT_NORM_EPS);
-    for (int p = 0; p < 3; p++)
-        hv_linear(n->dev, part[p], z, dit_rows(w, p * H + first, G), dit_rows(bias, p * H + first, G), HV_ACT_NONE);
-    for (int p = 0; p < 2; p++) {
-        const hv_tensor norm = n->c.qk_norm ? block_weight(n, b, b->norm, p ? "k_norm.weight" : "q_norm.weight") : HV_NO;
-        if (n->c.qk_norm || !c.text)
-            hv_qk_norm_rope(n->dev, part[p], (int)n->choice.group, norm, DIT_NORM_EPS, c.text ? NULL : &rope);
-    }
-    for (int p = 0; p < 3; p++)
-        dit_traced(n, c.row, first, part[p], "%.6s.%lld.%c", b->stem, (long long)b->i, "qkv"[p]);
+    if (first)
+        hv_row_stats(n->dev, stat, x, DIT_NORM_EPS);
+    hv_norm_modulate(n->dev, z, x, stat, b->mod[0], b->mod[1]);
+    x_done(n, s, x, c.row, READ);
+    if (q && !batch)
+        hv_linear(n->dev, part[0], z, g->w[0], g->bias[0], HV_ACT_NONE);
+    if (kv)
+        hv_linears(n->dev, 2 + batch, part + !batch, z, g->w + !batch, g->bias + !batch, HV_ACT_NONE);
+    for (int p = 0; p < 2; p++)
+        if (part[p].dtype != HV_NONE && (n->c.qk_norm || !c.text))
+            hv_qk_norm_rope(n->dev, part[p], (int)n->choice.group, g->norm[p], DIT_NORM_EPS, c.text ? NULL : &rope);
 }
 
-/* o = attention over all rows, one group of heads after the other; later groups still read the unmodified x. b: image, text. */
-static void attention(const struct dit *n, const struct state *s, const struct block b[2])
+static void trace_qkv(const struct dit *n, const struct block *b, const hv_tensor part[3], int64_t row, const int64_t head[3])
 {
-    const int64_t G = n->choice.group, most = n->choice.rows_attn, end = n->m.image + s->text;
-    const struct hv_attn a = {.heads = (int)G, .kv_heads = (int)G, .scale = (float)(1 / sqrt((double)n->c.head_dim))};
+    for (int p = 0; p < 3; p++)
+        if (head[p] >= 0)
+            dit_traced(n, row, head[p] * n->c.head_dim, part[p], "%.6s.%lld.%c", b->stem, (long long)b->i, "qkv"[p]);
+}
 
-    for (int64_t head = 0; head < n->c.heads; head += G) {
-        for (struct chunk c = first_chunk(n, s, most); c.row < end; c = next_chunk(n, s, c, most))
-            group_qkv(n, s, &b[c.text], c, head);
-        const hv_tensor o = hv_cols(s->o, head * n->c.head_dim, G * n->c.head_dim);
-        hv_attention(n->dev, o, o, s->k, s->v, &a);
-        dit_traced(n, 0, head * n->c.head_dim, o, "%.6s.%lld.attn", b->stem, (long long)b->i);
+/* q, k, v of a group for all rows, then its attention; the groups that follow still read the unmodified x. */
+static void attend_groups(struct dit *n, struct state *s, const struct block b[2], const struct hv_attn *a)
+{
+    const int64_t most = n->choice.rows_attn, end = n->m.image + s->text, D = n->c.head_dim;
+
+    for (int64_t head = 0; head < n->c.heads && !n->dev->fault.code; head += n->choice.group) {
+        const hv_tensor o = dit_o_host(&n->choice) ? hv_rows(s->o, 0, end) : hv_cols(s->o, head * D, n->choice.group * D);
+        const hv_tensor q = is_whole(s) ? o : s->q;
+        const int64_t heads[3] = {head, head, head};
+        struct group g = {.w = {HV_NO}};
+        after_o_out(n, !n->choice.apart);               /* the last group's result is in q's rows */
+        for (struct chunk c = first_chunk(n, s, most), last = {.text = -1}; c.row < end; last = c, c = next_chunk(n, s, c, most)) {
+            const hv_tensor part[3] = {hv_rows(q, c.row, c.n), hv_rows(s->k[0], c.row, c.n), hv_rows(s->v[0], c.row, c.n)};
+            if (c.text != last.text)
+                g = group_weights(n, &b[c.text], heads);
+            chunk_qkv(n, s, &b[c.text], &g, c, part, !head);
+            trace_qkv(n, b, part, c.row, heads);
+        }
+        s->saving = 0;
+        after_o_out(n, n->choice.apart);
+        hv_attention(n->dev, o, q, s->k[0], s->v[0], a);
+        dit_traced(n, 0, head * D, o, "%.6s.%lld.attn", b->stem, (long long)b->i);
+        o_out(n, o, head, 0);
     }
+}
+
+/* The same with x on the host: while a chunk's queries of one group meet their keys, the next chunk of x is on its way, and gives
+ * keys and values of the next group beside its queries of this one. */
+static void attend_ahead(struct dit *n, struct state *s, const struct block b[2], const struct hv_attn *a)
+{
+    const int64_t most = n->choice.rows_attn, end = n->m.image + s->text, G = n->choice.group;
+
+    for (int64_t head = -G, turn = 0; head < n->c.heads && !n->dev->fault.code; head += G, turn ^= 1) {
+        const int64_t next = head + G < n->c.heads ? head + G : -1, heads[3] = {head < 0 ? -1 : head, next, next};
+        struct group g = {.w = {HV_NO}};
+        for (struct chunk c = first_chunk(n, s, most), last = {.text = -1}; c.row < end; last = c, c = next_chunk(n, s, c, most)) {
+            const hv_tensor q = hv_rows(s->q, 0, c.n), o = hv_rows(s->o, 0, c.n);
+            const hv_tensor part[3] = {head < 0 ? HV_NO : q, next < 0 ? HV_NO : hv_rows(s->k[turn], c.row, c.n),
+                                       next < 0 ? HV_NO : hv_rows(s->v[turn], c.row, c.n)};
+            if (c.text != last.text)
+                g = group_weights(n, &b[c.text], heads);
+            after_o_out(n, !n->choice.apart);
+            chunk_qkv(n, s, &b[c.text], &g, c, part, head < 0);
+            trace_qkv(n, b, part, c.row, heads);
+            if (head < 0)
+                continue;
+            after_o_out(n, n->choice.apart);
+            hv_attention(n->dev, o, q, s->k[!turn], s->v[!turn], a);
+            dit_traced(n, c.row, head * n->c.head_dim, o, "%.6s.%lld.attn", b->stem, (long long)b->i);
+            o_out(n, o, head, c.row);
+        }
+        s->saving = 0;
+    }
+}
+
+/* o = attention over all rows. b: image, text. */
+static void attention(struct dit *n, struct state *s, const struct block b[2])
+{
+    const int saving = s->saving;
+    struct hv_attn a = {.heads = (int)n->choice.group, .kv_heads = (int)n->choice.group,
+                        .scale = (float)(1 / sqrt((double)n->c.head_dim))};
+
+    if (hv_plan_find(hv_arena_plan(n->arena), "attention"))
+        a.scratch = dit_row(n, "attention");
+    begin_phase(n);
+    (dit_is_ahead(&n->choice) ? attend_ahead : attend_groups)(n, s, b, &a);
+    if (saving)
+        lane_after(n, HV_LANE_COMPUTE, HV_LANE_OUT);    /* what is being saved is about to change */
+    begin_phase(n);
 }
 
 /* ---- double blocks ---- */
@@ -173,111 +550,162 @@ static void double_views(const struct state *s, int64_t i, struct block b[2])
     }
 }
 
-/* A chunk, from attention's result to the end of the block:
- * x += gate1 * proj(o);  x += gate2 * fc2(gelu(fc1(modulate(norm(x))))) */
-static void double_rest(const struct dit *n, const struct state *s, const struct block *b, struct chunk c)
-{
-    const char *stream = c.text ? "txt" : "img";
-    const hv_tensor x = hv_rows(s->x, c.row, c.n), z = hv_rows(dit_row(n, "z"), 0, c.n);
-    const hv_tensor hidden = hv_cols(hv_rows(dit_row(n, "hidden"), 0, c.n), 0, n->c.mlp);
-    char name[64];
+/* Matrices and biases of a stream after attention: proj, fc1, fc2. */
+struct rest {
+    hv_tensor w[3], bias[3];
+};
 
-#define LAYER(tail) (snprintf(name, sizeof name, "double_blocks.%lld.%s_" tail, (long long)b->i, stream), name)
-    hv_linear(n->dev, z, hv_rows(s->o, c.row, c.n), hv_weight(n->w, "%s", LAYER("attn_proj.weight")),
-              n->c.qkv_bias ? hv_weight(n->w, "%s", LAYER("attn_proj.bias")) : HV_NO, HV_ACT_NONE);
-    hv_gated_add(n->dev, x, b->mod[2], z);
-    hv_norm_modulate(n->dev, z, x, b->mod[3], b->mod[4], DIT_NORM_EPS);
-    dit_linear(n, hidden, z, LAYER("mlp.fc1"), HV_ACT_GELU_TANH);
-    dit_linear(n, z, hidden, LAYER("mlp.fc2"), HV_ACT_NONE);
-    hv_gated_add(n->dev, x, b->mod[5], z);
-#undef LAYER
+static struct rest double_weights(const struct dit *n, const struct block *b, int text)
+{
+    static const char *const layer[2][3] = {{"img_attn_proj", "img_mlp.fc1", "img_mlp.fc2"},
+                                            {"txt_attn_proj", "txt_mlp.fc1", "txt_mlp.fc2"}};
+    struct rest r = {.w = {HV_NO}};
+    int64_t at = 0;
+
+    for (int p = 0; p < 3 && !n->dev->fault.code; p++) {
+        r.w[p] = wide(n, "wide", block_weight(n, b, layer[text][p], ".weight"), &at);
+        if (p || n->c.qkv_bias)
+            r.bias[p] = block_weight(n, b, layer[text][p], ".bias");
+    }
+    return r;
 }
 
-static void double_block(const struct dit *n, const struct state *s, int64_t i)
+/* A chunk, from attention's result to the end of the block:
+ * x += gate1 * proj(o);  x += gate2 * fc2(gelu(fc1(modulate(norm(x))))) */
+static void double_rest(struct dit *n, const struct state *s, const struct block *b, const struct rest *r, struct chunk c)
 {
-    const int64_t most = n->choice.rows_mlp, end = n->m.image + s->text;
+    const hv_tensor o = o_rows(n, s, c.row, c.n), x = x_rows(n, s, "x_mlp", c.row, c.n, FETCH);
+    const hv_tensor z = hv_rows(dit_row(n, "z"), 0, c.n), stat = hv_rows(dit_row(n, "stat"), c.row, c.n);
+    const hv_tensor hidden = hv_cols(hv_rows(dit_row(n, "hidden"), 0, c.n), 0, n->c.mlp);
+
+    hv_linear(n->dev, z, o, r->w[0], r->bias[0], HV_ACT_NONE);
+    o_done(n);
+    hv_gated_add(n->dev, x, b->mod[2], z);
+    hv_row_stats(n->dev, stat, x, DIT_NORM_EPS);
+    hv_norm_modulate(n->dev, z, x, stat, b->mod[3], b->mod[4]);
+    hv_linear(n->dev, hidden, z, r->w[1], r->bias[1], HV_ACT_GELU_TANH);
+    hv_linear(n->dev, z, hidden, r->w[2], r->bias[2], HV_ACT_NONE);
+    hv_gated_add(n->dev, x, b->mod[5], z);
+    x_done(n, s, x, c.row, WRITTEN);
+}
+
+static void double_block(struct dit *n, struct state *s, int64_t i)
+{
+    const int64_t most = n->choice.rows_mlp, border = n->m.image;
     struct block b[2];
 
     double_views(s, i, b);
+    phase_take(n, s, "double", i, "qkv");
     attention(n, s, b);
-    for (struct chunk c = first_chunk(n, s, most); c.row < end; c = next_chunk(n, s, c, most))
-        double_rest(n, s, &b[c.text], c);
-    dit_traced(n, 0, 0, hv_rows(s->x, 0, n->m.image), "double.%lld.img", (long long)i);
-    dit_traced(n, 0, 0, hv_rows(s->x, n->m.image, s->text), "double.%lld.txt", (long long)i);
+    phase_give(n, s, "double", i, "qkv");
+    for (int text = 0; text < 2; text++) {
+        const int64_t end = text ? border + s->text : border;
+        phase_take(n, s, "double", i, text ? "txt" : "img");
+        const struct rest r = double_weights(n, &b[text], text);
+        for (struct chunk c = chunk_at(n, s, text ? border : 0, most); c.row < end && !n->dev->fault.code; c = next_chunk(n, s, c, most))
+            double_rest(n, s, &b[text], &r, c);
+        phase_give(n, s, "double", i, text ? "txt" : "img");
+    }
+    trace_x(n, s, 0, border, "double.%lld.img", i);
+    trace_x(n, s, border, s->text, "double.%lld.txt", i);
 }
 
 /* ---- audio adapters ---- */
 
-/* Keys and values of adapter slot `at` for this window: 16 tokens a latent frame, gathered on the host. */
-static void window_sound(const struct dit *n, int64_t at, const int32_t *sound)
+/* Keys and values of each adapter that runs for this call's window: 16 tokens a latent frame, gathered on the host. */
+static void gather_sound(struct dit *n, const struct dit_call *call, int slot)
 {
-    const hv_tensor store = hv_index(dit_host(n, "sound"), at), window = dit_host(n, "sound_window");
+    const hv_tensor window = hv_index(dit_host(n, "sound_window"), slot), store = dit_host(n, "sound");
     const size_t bytes = (size_t)(n->c.audio_tokens * 2 * n->c.adapter_dim) * hv_dtype_size(store.dtype);
-    char *to = window.data;
+    const size_t count = (size_t)(4 * n->s.frames - 3);
+    int32_t *const held = n->heard + (size_t)slot * count;
     int64_t frame[4];
 
-    for (int64_t l = 0; l < n->s.frames; l++) {
-        dit_sound_frames(l, frame);
-        for (int k = 0; k < 4; k++, to += bytes)
-            memcpy(to, (const char *)store.data + (size_t)sound[frame[k]] * bytes, bytes);
+    if (n->dev->kind == HV_DRY || !memcmp(held, call->sound, count * sizeof *held))
+        return;
+    memcpy(held, call->sound, count * sizeof *held);
+    for (int64_t a = 0; a < n->m.adapters; a++) {
+        const char *from = hv_index(store, a).data;
+        char *to = hv_index(window, a).data;
+        for (int64_t l = 0; l < n->s.frames; l++) {
+            dit_sound_frames(l, frame);
+            for (int k = 0; k < 4; k++, to += bytes)
+                memcpy(to, from + (size_t)call->sound[frame[k]] * bytes, bytes);
+        }
     }
-    hv_upload(n->dev, dit_row(n, "adapter_kv"), window);
 }
 
 /* Queries of a chunk of video rows against the sound of each one's own frame, in place on q. */
-static void hear(const struct dit *n, hv_tensor q, int64_t first)
+static void hear(const struct dit *n, const struct state *s, hv_tensor q, int64_t first)
 {
     const int64_t d = n->c.adapter_dim, P = n->m.tokens, keys = n->m.keys;
-    const hv_tensor kv = dit_row(n, "adapter_kv");
     const struct hv_attn a = {.heads = 1, .kv_heads = 1, .scale = (float)(1 / sqrt((double)d))};
 
     for (int64_t row = 0, next; row < q.shape[0]; row = next) {
         const int64_t frame = (first + row) / P;
         next = (frame + 1) * P - first < q.shape[0] ? (frame + 1) * P - first : q.shape[0];
-        const hv_tensor part = hv_rows(q, row, next - row), mine = hv_rows(kv, frame * keys, keys);
+        const hv_tensor part = hv_rows(q, row, next - row), mine = hv_rows(s->kv, frame * keys, keys);
         hv_attention(n->dev, part, part, hv_cols(mine, 0, d), hv_cols(mine, d, d), &a);
     }
 }
 
 /* x += face * to_out(softmax(q k^T / sqrt(d)) v) on the video rows. at: the adapter's place among those that run. */
-static void adapter(const struct dit *n, const struct state *s, int j, int64_t at, const int32_t *sound)
+static void adapter(struct dit *n, const struct state *s, int j, int64_t at)
 {
     const char *stem = "audio_adapter_blocks";
     const int64_t most = n->choice.rows_mlp, P = n->m.tokens;
     const hv_tensor face = dit_row(n, "face");
 
-    window_sound(n, at, sound);
-    for (int64_t row = 0; row < n->m.video; row += most) {
+    phase_take(n, s, "adapter", j, "");
+    begin_phase(n);
+    hv_upload(n->dev, s->kv, hv_index(hv_index(dit_host(n, "sound_window"), s->slot), at));
+    for (int64_t row = 0; row < n->m.video && !n->dev->fault.code; row += most) {
         const int64_t rows = n->m.video - row < most ? n->m.video - row : most;
-        const hv_tensor x = hv_rows(s->x, P + row, rows), z = hv_rows(dit_row(n, "z"), 0, rows);
+        const hv_tensor x = x_rows(n, s, "x_mlp", P + row, rows, FETCH), z = hv_rows(dit_row(n, "z"), 0, rows);
         const hv_tensor q = hv_rows(dit_row(n, "adapter_q"), 0, rows);
         hv_layer_norm(n->dev, z, x, dit_weight(n, stem, j, "norm2.weight"), dit_weight(n, stem, j, "norm2.bias"),
                       DIT_SOUND_EPS);
         hv_linear(n->dev, q, z, dit_weight(n, stem, j, "to_q.weight"), HV_NO, HV_ACT_NONE);
-        hear(n, q, row);
+        hear(n, s, q, row);
         hv_linear(n->dev, z, q, dit_weight(n, stem, j, "to_out.weight"), HV_NO, HV_ACT_NONE);
         dit_traced(n, row, 0, z, "adapter.%d.out", j);
         hv_masked_add(n->dev, x, hv_rows(face, row, rows), z);
+        x_done(n, s, x, P + row, WRITTEN);
     }
+    phase_give(n, s, "adapter", j, "");
 }
 
 /* ---- single blocks ---- */
 
-static void single_rest(const struct dit *n, const struct state *s, const struct block *b, struct chunk c)
+static void single_rest(struct dit *n, const struct state *s, const struct block *b, const struct rest *r, struct chunk c)
 {
     const int64_t H = n->c.hidden, M = n->c.mlp;
-    const hv_tensor x = hv_rows(s->x, c.row, c.n), z = hv_rows(dit_row(n, "z"), 0, c.n);
-    const hv_tensor cat = hv_rows(dit_row(n, "hidden"), 0, c.n), w = block_weight(n, b, "linear1", ".weight");
-    const hv_tensor bias = block_weight(n, b, "linear1", ".bias");
+    const hv_tensor o = o_rows(n, s, c.row, c.n), x = x_rows(n, s, "x_mlp", c.row, c.n, FETCH);
+    const hv_tensor z = hv_rows(dit_row(n, "z"), 0, c.n), cat = hv_rows(dit_row(n, "hidden"), 0, c.n);
 
-    hv_norm_modulate(n->dev, z, x, b->mod[0], b->mod[1], DIT_NORM_EPS);
-    hv_linear(n->dev, hv_cols(cat, H, M), z, dit_rows(w, 3 * H, M), dit_rows(bias, 3 * H, M), HV_ACT_GELU_TANH);
-    hv_copy(n->dev, hv_cols(cat, 0, H), hv_rows(s->o, c.row, c.n));     /* one sum over attention and MLP, as the model has it */
-    hv_linear(n->dev, z, cat, block_weight(n, b, "linear2", ".weight"), block_weight(n, b, "linear2", ".bias"), HV_ACT_NONE);
+    hv_norm_modulate(n->dev, z, x, hv_rows(dit_row(n, "stat"), c.row, c.n), b->mod[0], b->mod[1]);
+    hv_linear(n->dev, hv_cols(cat, H, M), z, r->w[0], r->bias[0], HV_ACT_GELU_TANH);
+    hv_copy(n->dev, hv_cols(cat, 0, H), o);             /* one sum over attention and MLP, as the model has it */
+    o_done(n);
+    hv_linear(n->dev, z, cat, r->w[1], r->bias[1], HV_ACT_NONE);
     hv_gated_add(n->dev, x, b->mod[2], z);
+    x_done(n, s, x, c.row, WRITTEN);
 }
 
-static void single_block(const struct dit *n, const struct state *s, int64_t i)
+static struct rest single_weights(const struct dit *n, const struct block *b)
+{
+    const int64_t H = n->c.hidden, M = n->c.mlp;
+    struct rest r = {.w = {HV_NO}};
+    int64_t at = 0;
+
+    r.w[0] = wide(n, "wide", block_rows(n, b, "linear1", ".weight", 3 * H, M), &at);
+    r.w[1] = wide(n, "wide", block_weight(n, b, "linear2", ".weight"), &at);
+    r.bias[0] = block_rows(n, b, "linear1", ".bias", 3 * H, M);
+    r.bias[1] = block_weight(n, b, "linear2", ".bias");
+    return r;
+}
+
+static void single_block(struct dit *n, struct state *s, int64_t i)
 {
     const int64_t most = n->choice.rows_mlp, end = n->m.image + s->text;
     struct block b[2] = {{.stem = "single_blocks", .i = i, .qkv = "linear1", .norm = ""}};
@@ -285,10 +713,16 @@ static void single_block(const struct dit *n, const struct state *s, int64_t i)
     for (int p = 0; p < 3; p++)
         b[0].mod[p] = hv_index(s->mod, 12 * n->c.double_blocks + 3 * i + p);
     b[1] = b[0];
+    phase_take(n, s, "single", i, "qkv");
     attention(n, s, b);
-    for (struct chunk c = first_chunk(n, s, most); c.row < end; c = next_chunk(n, s, c, most))
-        single_rest(n, s, &b[0], c);
-    dit_traced(n, 0, 0, s->x, "single.%lld", (long long)i);
+    phase_give(n, s, "single", i, "qkv");
+    phase_take(n, s, "single", i, "rest");
+    const struct rest r = single_weights(n, b);
+    for (struct chunk c = first_chunk(n, s, most); c.row < end && !n->dev->fault.code; c = next_chunk(n, s, c, most))
+        single_rest(n, s, b, &r, c);
+    phase_give(n, s, "single", i, "rest");
+    s->cached = 0;
+    trace_x(n, s, 0, end, "single.%lld", i);
 }
 
 /* ---- embedding and final layer ---- */
@@ -345,149 +779,156 @@ static hv_tensor reference_rows(const struct dit *n, struct piece p)
     return y;
 }
 
-/* x = [img_in(ref frame 0) | img_in(latents) + before_proj(ref_in(ref)) | text]. */
-static void embed(struct dit *n, const struct state *s, const struct dit_call *call)
+/* Refined text behind the image rows. */
+static void embed_text(struct dit *n, const struct state *s)
 {
-    const int64_t P = n->m.tokens;
-    const hv_tensor text = dit_rows(hv_index(dit_host(n, "text"), n->slot[call->moment]), 0, s->text);
+    const hv_tensor text = dit_rows(hv_index(dit_host(n, "text"), n->slot[s->call->moment]), 0, s->text);
 
-    hv_weights_take(n->w, "img_in.");
+    if (n->choice.tier != DIT_TIER_X_HOST)
+        hv_upload(n->dev, hv_rows(s->x, n->m.image, s->text), text);
+    else if (n->dev->kind != HV_DRY)
+        memcpy(x_on_host(n, s, n->m.image, s->text).data, text.data, hv_nbytes(text));
+}
+
+/* x = [img_in(ref frame 0) | img_in(latents) + before_proj(ref_in(ref)) | text]. */
+static void embed(struct dit *n, const struct state *s)
+{
+    const struct dit_call *call = s->call;
+    const int64_t P = n->m.tokens;
+
+    phase_take(n, s, "stem", -1, "");
+    begin_phase(n);
     hv_upload(n->dev, dit_row(n, "latents"), call->latents);
     hv_upload(n->dev, dit_row(n, "ref"), call->ref);
     hv_upload(n->dev, dit_row(n, "face"), hv_view(call->mask, HV_F32, 1, &n->m.video));
     for (struct piece p = piece_at(n, 0, P); p.n; p = piece_at(n, p.token + p.n, P)) {
-        patch_embed(n, hv_rows(s->x, p.token, p.n), "img_in.proj", dit_row(n, "ref"), p);
-        dit_traced(n, p.token, 0, hv_rows(s->x, p.token, p.n), "img_in.ref");
+        const hv_tensor x = x_rows(n, s, "x_mlp", p.token, p.n, ROOM);
+        patch_embed(n, x, "img_in.proj", dit_row(n, "ref"), p);
+        dit_traced(n, p.token, 0, x, "img_in.ref");
+        x_done(n, s, x, p.token, WRITTEN);
     }
     for (struct piece p = piece_at(n, 0, n->m.video); p.n; p = piece_at(n, p.token + p.n, n->m.video)) {
-        const hv_tensor x = hv_rows(s->x, P + p.token, p.n), ref = reference_rows(n, p);
+        const hv_tensor x = x_rows(n, s, "x_mlp", P + p.token, p.n, ROOM), ref = reference_rows(n, p);
         patch_embed(n, x, "img_in.proj", dit_row(n, "latents"), p);
         dit_traced(n, p.token, 0, x, "img_in.latents");
         hv_add(n->dev, x, x, ref);
+        x_done(n, s, x, P + p.token, WRITTEN);
     }
     n->ref_kept = 1;
-    hv_upload(n->dev, hv_rows(s->x, n->m.image, s->text), text);
-    dit_traced(n, 0, 0, hv_rows(s->x, 0, n->m.image), "embedded.img");
+    embed_text(n, s);
+    phase_give(n, s, "stem", -1, "");
+    trace_x(n, s, 0, n->m.image, "embedded.img", 0);
 }
 
 /* Velocity of the video rows: unpatchify(lin(modulate(norm(x)))). */
-static void final_layer(const struct dit *n, const struct state *s)
+static void final_layer(struct dit *n, const struct state *s)
 {
     const int patch[3] = {(int)n->c.patch[0], (int)n->c.patch[1], (int)n->c.patch[2]};
     const hv_tensor shift = hv_index(s->mod, n->m.mods - 2), scale = hv_index(s->mod, n->m.mods - 1);
 
-    hv_weights_take(n->w, "final_layer.linear.");
+    phase_take(n, s, "final", -1, "");
+    begin_phase(n);
     for (struct piece p = piece_at(n, 0, n->m.video); p.n; p = piece_at(n, p.token + p.n, n->m.video)) {
         const hv_tensor z = hv_rows(dit_row(n, "embed"), 0, p.n), y = hv_rows(dit_row(n, "patches"), 0, p.n);
-        hv_norm_modulate(n->dev, z, hv_rows(s->x, n->m.tokens + p.token, p.n), shift, scale, DIT_NORM_EPS);
+        const hv_tensor x = x_rows(n, s, "x_mlp", n->m.tokens + p.token, p.n, FETCH);
+        const hv_tensor stat = hv_rows(dit_row(n, "stat"), n->m.tokens + p.token, p.n);
+        hv_row_stats(n->dev, stat, x, DIT_NORM_EPS);
+        hv_norm_modulate(n->dev, z, x, stat, shift, scale);
+        x_done(n, s, x, n->m.tokens + p.token, READ);
         dit_linear(n, y, z, "final_layer.linear", HV_ACT_NONE);
         dit_traced(n, p.token, 0, y, "final_layer");
         hv_unpatchify(n->dev, box(n, dit_row(n, "velocity"), p), y, patch);
     }
-    hv_weights_give(n->w, "final_layer.linear.");
-}
-
-/* ---- step cache ---- in host memory: video rows by frame of the clip, reference and text rows by window */
-
-static hv_tensor cache_frame(const struct dit *n, int branch, int64_t frame)
-{
-    return hv_rows(hv_index(dit_host(n, "step_cache"), branch), frame * n->m.tokens, n->m.tokens);
-}
-
-/* Reference rows, then room for text_rows of text. */
-static hv_tensor cache_window(const struct dit *n, int branch, int64_t window)
-{
-    const int64_t each = n->m.tokens + n->s.text_rows;
-
-    return hv_rows(hv_index(dit_host(n, "step_cache"), branch), n->s.clip_frames * n->m.tokens + window * each, each);
-}
-
-static void cache_save(struct dit *n, const struct state *s, const struct dit_call *call)
-{
-    const int64_t P = n->m.tokens;
-    const hv_tensor rest = cache_window(n, call->branch, call->window);
-
-    for (int64_t k = 0; k < n->s.frames; k++)
-        n->saved.window[call->branch * n->s.clip_frames + call->frame[k]] = call->window;
-    n->saved.text[call->branch * n->s.windows + call->window] = s->text;
-    if (n->dev->kind == HV_DRY)                         /* nothing to save: a plan must not touch a store of gigabytes */
-        return;
-    for (int64_t k = 0; k < n->s.frames; k++)
-        hv_download(n->dev, cache_frame(n, call->branch, call->frame[k]), hv_rows(s->x, (1 + k) * P, P));
-    hv_download(n->dev, hv_rows(rest, 0, P), hv_rows(s->x, 0, P));
-    hv_download(n->dev, hv_rows(rest, P, s->text), hv_rows(s->x, n->m.image, s->text));
-}
-
-/* The window that saved the first frame last. */
-static int cache_source(const struct dit *n, const struct dit_call *call)
-{
-    return n->saved.window[call->branch * n->s.clip_frames + call->frame[0]];
-}
-
-static void cache_load(const struct dit *n, const struct state *s, const struct dit_call *call)
-{
-    const int64_t P = n->m.tokens;
-    const hv_tensor rest = cache_window(n, call->branch, cache_source(n, call));
-
-    hv_upload(n->dev, hv_rows(s->x, 0, P), hv_rows(rest, 0, P));
-    for (int64_t k = 0; k < n->s.frames; k++)
-        hv_upload(n->dev, hv_rows(s->x, (1 + k) * P, P), cache_frame(n, call->branch, call->frame[k]));
-    hv_upload(n->dev, hv_rows(s->x, n->m.image, s->text), hv_rows(rest, P, s->text));
+    phase_give(n, s, "final", -1, "");
 }
 
 /* ---- forward ---- */
 
 /* Modulation vectors of the moment: all, or those of the last single block and the final layer. */
-static void upload_modulation(const struct dit *n, int moment)
+static void upload_modulation(const struct dit *n, const struct state *s)
 {
+    const int moment = s->call->moment;
     const int64_t H = n->c.hidden, slot = n->slot[moment], first = n->moment[moment].cached ? n->m.tail : 0;
     const hv_tensor row = hv_index(dit_host(n, first ? "modulation_cached" : "modulation"), slot);
 
-    hv_upload(n->dev, hv_rows(dit_row(n, "mod"), first, n->m.mods - first),
-              hv_reshape(row, 2, (const int64_t[]){n->m.mods - first, H}));
+    hv_upload(n->dev, hv_rows(s->mod, first, n->m.mods - first), hv_reshape(row, 2, (const int64_t[]){n->m.mods - first, H}));
 }
 
-/* Announces the tensors of a block, or gives them back; not its modulation, whose time is over. */
-static void take_block(const struct dit *n, const char *stem, int64_t i, int take)
+/* Text rows of a forward; a cached one has those that were saved. */
+static int64_t text_rows(const struct dit *n, const struct dit_call *call)
 {
-    static const char *const doubles[] = {"img_attn_", "txt_attn_", "img_mlp.", "txt_mlp.", NULL};
-    static const char *const singles[] = {"linear", NULL}, *const adapters[] = {"to_q", "to_out", NULL};
-    const char *const *part = stem[0] == 'd' ? doubles : stem[0] == 's' ? singles : adapters;
-    char prefix[64];
+    const int64_t text = n->text_n[n->moment[call->moment].text];
 
-    for (; *part; part++) {
-        snprintf(prefix, sizeof prefix, "%s.%lld.%s", stem, (long long)i, *part);
-        (take ? hv_weights_take : hv_weights_give)(n->w, prefix);
-    }
+    if (call->cache != DIT_LOAD)
+        return text;
+    const int64_t saved = n->saved.text[call->branch * n->s.windows + cache_source(n, call)];
+    return saved < text ? saved : text;
+}
+
+/* Every branch through one block: its weights stay until all are through. */
+static void each(struct dit *n, struct state *s, int count, const char *stem, int64_t i, void (*block)(struct dit *, struct state *, int64_t))
+{
+    static const char *const parts[2][3] = {{"qkv", "img", "txt"}, {"qkv", "rest", NULL}};
+    const char *const *part = parts[*stem == 's'];
+
+    for (int p = 0; p < 3 && count > 1; p++)
+        if (part[p])
+            take(n, stem, i, part[p]);
+    for (int b = 0; b < count; b++)
+        block(n, &s[b], i);
+    for (int p = 0; p < 3 && count > 1; p++)
+        if (part[p])
+            give(n, stem, i, part[p]);
+}
+
+static void adapters(struct dit *n, struct state *s, int count, int64_t block)
+{
+    const int j = dit_adapter_of(&n->c, block);
+    int64_t at = 0;
+
+    if (j < 0)
+        return;
+    /* Slots of the store are in the order of the adapters, which need not be that of the blocks. */
+    for (int a = 0; a < j; a++)
+        at += n->c.adapter_after[a] < n->c.double_blocks;
+    if (count > 1)
+        take(n, "adapter", j, "");
+    for (int b = 0; b < count; b++)
+        adapter(n, &s[b], j, at);
+    if (count > 1)
+        give(n, "adapter", j, "");
 }
 
 /* Everything up to the last single block. */
-static void blocks(struct dit *n, const struct state *s, const struct dit_call *call)
+static void blocks(struct dit *n, struct state *s, int count)
 {
-    int64_t at = 0;
-
-    embed(n, s, call);
+    if (count > 1)
+        take(n, "stem", -1, "");
+    for (int b = 0; b < count; b++) {
+        gather_sound(n, s[b].call, s[b].slot);
+        embed(n, &s[b]);
+    }
+    if (count > 1)
+        give(n, "stem", -1, "");
     for (int64_t i = 0; i < n->c.double_blocks; i++) {
-        const int j = dit_adapter_of(&n->c, i);
-        take_block(n, "double_blocks", i, 1);
-        double_block(n, s, i);
-        take_block(n, "double_blocks", i, 0);
-        if (j < 0)
-            continue;
-        /* Slots of the store are in the order of the adapters, which need not be that of the blocks. */
-        at = 0;
-        for (int a = 0; a < j; a++)
-            at += n->c.adapter_after[a] < n->c.double_blocks;
-        take_block(n, "audio_adapter_blocks", j, 1);
-        adapter(n, s, j, at, call->sound);
-        take_block(n, "audio_adapter_blocks", j, 0);
+        each(n, s, count, "double", i, double_block);
+        adapters(n, s, count, i);
     }
-    dit_traced(n, 0, 0, s->x, "single.input");
-    for (int64_t i = 0; i + 1 < n->c.single_blocks; i++) {
-        take_block(n, "single_blocks", i, 1);
-        single_block(n, s, i);
-        take_block(n, "single_blocks", i, 0);
-    }
+    for (int b = 0; b < count; b++)
+        trace_x(n, &s[b], 0, n->m.image + s[b].text, "single.input", 0);
+    for (int64_t i = 0; i + 1 < n->c.single_blocks; i++)
+        each(n, s, count, "single", i, single_block);
+}
+
+/* x as it enters the last single block, from the step cache. */
+static void load(struct dit *n, struct state *s)
+{
+    s->cached = 1;
+    if (n->choice.tier == DIT_TIER_X_HOST)
+        return;
+    lane_after(n, HV_LANE_STAGE, HV_LANE_COMPUTE);
+    cache_move(n, s->call, s->x, 0, 0);
+    lane_after(n, HV_LANE_COMPUTE, HV_LANE_STAGE);
 }
 
 static int check_call(const struct dit *n, const struct dit_call *call, struct hv_err *e)
@@ -508,33 +949,57 @@ static int check_call(const struct dit *n, const struct dit_call *call, struct h
     return 0;
 }
 
-int dit_forward(struct dit *n, const struct dit_call *call, struct hv_err *e)
+/* `count` branches through the whole network, side by side. */
+static int together(struct dit *n, const struct dit_call *call, int count, struct hv_err *e)
 {
     const int64_t last = n->c.single_blocks - 1;
+    struct state s[DIT_CALLS];
 
-    if (check_call(n, call, e))
-        return e->code;
-    int64_t text = n->text_n[n->moment[call->moment].text];
-    if (call->cache == DIT_LOAD) {
-        const int64_t saved = n->saved.text[call->branch * n->s.windows + cache_source(n, call)];
-        text = saved < text ? saved : text;
+    for (int b = 0; b < count; b++) {
+        s[b] = state_of(n, &call[b], count > 1 ? b : n->turn, text_rows(n, &call[b]));
+        s[b].held = count > 1;
+        upload_modulation(n, &s[b]);
     }
-    const struct state s = state_of(n, text);
-
-    upload_modulation(n, call->moment);
-    if (call->cache == DIT_LOAD)
-        cache_load(n, &s, call);
-    else
-        blocks(n, &s, call);
-    if (call->cache == DIT_SAVE)
-        cache_save(n, &s, call);
-    dit_traced(n, 0, 0, s.x, "cache");
-    take_block(n, "single_blocks", last, 1);
-    single_block(n, &s, last);
-    take_block(n, "single_blocks", last, 0);
-    final_layer(n, &s);
-    hv_download(n->dev, call->out, dit_row(n, "velocity"));
+    n->turn ^= 1;
+    if (call[0].cache != DIT_LOAD)
+        blocks(n, s, count);
+    for (int b = 0; b < count; b++) {
+        if (call[b].cache == DIT_LOAD)
+            load(n, &s[b]);
+        s[b].saving = call[b].cache == DIT_SAVE;
+        if (s[b].saving)
+            note_saved(n, &s[b]);
+        trace_x(n, &s[b], 0, n->m.image + s[b].text, "cache", 0);
+    }
+    each(n, s, count, "single", last, single_block);
+    if (count > 1)
+        take(n, "final", -1, "");
+    for (int b = 0; b < count; b++) {
+        final_layer(n, &s[b]);
+        hv_download(n->dev, call[b].out, dit_row(n, "velocity"));
+    }
+    if (count > 1)
+        give(n, "final", -1, "");
     return hv_dev_sync(n->dev, e);
+}
+
+int dit_forward(struct dit *n, const struct dit_call *call, int calls, enum dit_cache next, struct hv_err *e)
+{
+    const int paired = calls == DIT_CALLS && n->choice.branches == DIT_BRANCHES_PAIRED &&
+                       (call[0].cache == DIT_LOAD) == (call[1].cache == DIT_LOAD);
+    char last[48];
+
+    for (int i = 0; i < calls; i++)
+        if (check_call(n, &call[i], e))
+            return e->code;
+    group_name(last, sizeof last, "single", n->c.single_blocks - 1, "qkv");
+    for (int i = 0; i < calls; i += 1 + paired) {
+        const enum dit_cache after = i + 1 + paired < calls ? call[i + 1 + paired].cache : next;
+        hv_weights_next(n->w, after == DIT_LOAD ? last : "stem");
+        if (together(n, call + i, 1 + paired, e))
+            return e->code;
+    }
+    return 0;
 }
 
 void dit_face_tokens(float *m, hv_tensor face, const struct dit_config *c, const struct dit_size *s)
@@ -554,46 +1019,103 @@ void dit_face_tokens(float *m, hv_tensor face, const struct dit_config *c, const
 
 static int rope_tables(struct dit *n, struct hv_err *e)
 {
-    static const char *const name[3] = {"rope_time", "rope_row", "rope_col"};
-    const int64_t extent[3] = {n->s.frames + 1, n->m.down, n->m.across};
+    const int64_t extent[3] = {n->s.frames + 1, n->m.down, n->m.across}, total = dit_rope_count(&n->c, &n->s);
+    const hv_tensor all = hv_slice(dit_row(n, "rope"), 0, 0, total);
+    float *host = malloc((size_t)total * sizeof *host);
+    int64_t at = 0;
 
+    if (!host)
+        return hv_fail(e, HV_ENOMEM, "rope: out of memory");
     for (int a = 0; a < 3; a++) {
         const int64_t half = n->c.rope_dim[a] / 2, count = extent[a] * half;
-        float *host = malloc((size_t)(2 * count) * sizeof *host);
-        if (!host)
-            return hv_fail(e, HV_ENOMEM, "rope: out of memory");
-        rope_table(host, host + count, a ? 0 : ROPE_FIRST_TIME, extent[a], n->c.rope_dim[a], n->c.rope_theta);
-        const hv_tensor table = dit_row(n, name[a]);
-        hv_upload(n->dev, table, hv_view(host, HV_F32, 3, (const int64_t[]){2, extent[a], half}));
-        free(host);
-        n->rope.cos[a] = hv_index(table, 0);
-        n->rope.sin[a] = hv_index(table, 1);
+        rope_table(host + at, host + at + count, a ? 0 : ROPE_FIRST_TIME, extent[a], n->c.rope_dim[a], n->c.rope_theta);
+        n->rope.cos[a] = hv_reshape(hv_slice(all, 0, at, count), 2, (const int64_t[]){extent[a], half});
+        n->rope.sin[a] = hv_reshape(hv_slice(all, 0, at + count, count), 2, (const int64_t[]){extent[a], half});
         n->rope.grid[a] = extent[a];
+        at += 2 * count;
     }
+    hv_upload(n->dev, all, hv_view(host, HV_F32, 1, &total));
+    hv_dev_sync(n->dev, e);
+    free(host);
+    return e->code;
+}
+
+static int open_stage(struct dit *n, struct hv_err *e)
+{
+    struct dit_stage *g = &n->stage;
+    void **const all[] = {&g->mark, &g->o_out, g->full, g->full + 1, g->free, g->free + 1, g->o_full, g->o_full + 1, g->o_free,
+                          g->o_free + 1};
+
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (!(*all[i] = hv_dev_event(n->dev, e)))
+            return e->code;
     return 0;
 }
 
-static int allocate(struct dit *n, struct hv_err *e)
+static void close_stage(struct dit *n)
+{
+    const struct dit_stage *g = &n->stage;
+    void *const all[] = {g->mark, g->o_out, g->full[0], g->full[1], g->free[0], g->free[1], g->o_full[0], g->o_full[1],
+                         g->o_free[0], g->o_free[1]};
+
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        hv_dev_event_close(n->dev, all[i]);
+}
+
+/* Memory of the host that the device copies from and to. The dry device touches none of it. */
+static int open_host(struct dit *n, struct hv_err *e)
+{
+    const size_t bytes = hv_plan_bytes(&n->host_plan) + 1;
+
+    n->memory = n->dev->kind == HV_DRY ? malloc(bytes) : hv_dev_pin(n->dev, bytes, e);
+    return n->memory ? 0 : hv_fail(e, HV_ENOMEM, "host: out of memory: %zu MiB requested", bytes >> 20);
+}
+
+static int open_stream(struct dit *n, const struct hv_stream_opts *given, struct hv_err *e)
+{
+    struct hv_stream_opts o = given ? *given : (struct hv_stream_opts){0};
+    uint8_t *keep = NULL;
+
+    if (!n->choice.ring_bytes || n->dev->kind == HV_DRY)
+        return 0;
+    if (n->choice.resident_bytes && !(keep = calloc(DIT_GROUPS_MAX, 1)))
+        return hv_fail(e, HV_ENOMEM, "weights: out of memory");
+    o.ring = dit_row(n, "ring");
+    if (keep) {
+        dit_resident_bytes(&n->c, n->choice.resident_blocks, n->s.weights, keep);
+        o.resident = dit_row(n, "resident");
+        o.keep = keep;
+    }
+    hv_weights_stream(n->w, &o, e);
+    free(keep);
+    return e->code;
+}
+
+static int allocate(struct dit *n, const struct hv_stream_opts *stream, struct hv_err *e)
 {
     struct hv_plan device = {0};
-    const size_t frames = (size_t)(n->s.branches * n->s.clip_frames);
+    const size_t frames = (size_t)(n->s.branches * n->s.clip_frames), heard = (size_t)(4 * n->s.frames - 3) * DIT_CALLS;
 
-    if (dit_plan(&device, &n->host_plan, &n->c, &n->s, &n->choice, e) || hv_arena_open(&n->arena, n->dev, &device, e))
+    if (dit_plan(&device, &n->host_plan, &n->c, &n->s, &n->choice, e) || hv_arena_open(&n->arena, n->dev, &device, e) ||
+        open_host(n, e) || open_stage(n, e))
         return e->code;
-    n->memory = malloc(hv_plan_bytes(&n->host_plan) + 1);
     n->moment = calloc((size_t)n->m.moments + 1, sizeof *n->moment);
     n->slot = calloc((size_t)n->m.moments + 1, sizeof *n->slot);
     n->text_n = calloc((size_t)n->s.texts + 1, sizeof *n->text_n);
     n->saved.window = malloc((frames + 1) * sizeof *n->saved.window);
     n->saved.text = calloc((size_t)(n->s.branches * n->s.windows) + 1, sizeof *n->saved.text);
-    if (!n->memory || !n->moment || !n->slot || !n->text_n || !n->saved.window || !n->saved.text)
-        return hv_fail(e, HV_ENOMEM, "host: out of memory: %zu MiB requested", hv_plan_bytes(&n->host_plan) >> 20);
+    n->heard = malloc((heard + 1) * sizeof *n->heard);
+    if (!n->moment || !n->slot || !n->text_n || !n->saved.window || !n->saved.text || !n->heard)
+        return hv_fail(e, HV_ENOMEM, "transformer: out of memory");
     memset(n->saved.window, 0xff, (frames + 1) * sizeof *n->saved.window);
-    return rope_tables(n, e);
+    memset(n->heard, 0xff, (heard + 1) * sizeof *n->heard);
+    if (n->s.scratch)
+        n->dev->scratch = dit_row(n, "gemm");
+    return rope_tables(n, e) || open_stream(n, stream, e) ? e->code : 0;
 }
 
 int dit_open(struct dit **out, struct hv_dev *d, struct hv_weights *w, const struct dit_config *c, const struct dit_size *s,
-             const struct dit_choice *choice, struct hv_err *e)
+             const struct dit_choice *choice, const struct hv_stream_opts *stream, struct hv_err *e)
 {
     struct dit *n = calloc(1, sizeof *n);
 
@@ -606,7 +1128,7 @@ int dit_open(struct dit **out, struct hv_dev *d, struct hv_weights *w, const str
     n->s = *s;
     n->choice = *choice;
     n->m = dit_dims(c, s, choice->rows_mlp);
-    if (allocate(n, e) || hv_dev_sync(d, e)) {
+    if (allocate(n, stream, e) || hv_dev_sync(d, e)) {
         dit_close(n);
         return e->code;
     }
@@ -618,8 +1140,15 @@ void dit_close(struct dit *n)
 {
     if (!n)
         return;
+    hv_weights_unstream(n->w);                          /* its ring is in the arena */
+    close_stage(n);
     hv_arena_close(n->arena);
-    free(n->memory);
+    n->dev->scratch = HV_NO;
+    if (n->dev->kind == HV_DRY)
+        free(n->memory);
+    else
+        hv_dev_unpin(n->dev, n->memory);
+    free(n->heard);
     free(n->moment);
     free(n->slot);
     free(n->text_n);

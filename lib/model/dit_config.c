@@ -164,15 +164,27 @@ static void embedder(struct hv_wlist *l, int64_t width, const char *name)
     }
 }
 
+static void embedder_group(struct hv_wlist *l, int64_t width, const char *name)
+{
+    hv_wlist_group(l, "%s", name);
+    embedder(l, width, name);
+}
+
 static void modulations(struct hv_wlist *l, const struct dit_config *c)
 {
     const int64_t H = c->hidden;
 
     for (int64_t i = 0; i < c->double_blocks; i++)
-        for (int s = 0; s < 2; s++)
-            linear(l, HV_BF16, HV_QUANT_MODULATION, 6 * H, H, 1, NAME("double_blocks", i, s ? "txt_mod.linear" : "img_mod.linear"));
-    for (int64_t i = 0; i < c->single_blocks; i++)
+        for (int s = 0; s < 2; s++) {
+            hv_wlist_group(l, "%s", NAME("double_blocks", i, s ? "txt_mod" : "img_mod"));
+            linear(l, HV_BF16, HV_QUANT_MODULATION, 6 * H, H, 1,
+                   NAME("double_blocks", i, s ? "txt_mod.linear" : "img_mod.linear"));
+        }
+    for (int64_t i = 0; i < c->single_blocks; i++) {
+        hv_wlist_group(l, "%s", NAME("single_blocks", i, "modulation"));
         linear(l, HV_BF16, HV_QUANT_MODULATION, 3 * H, H, 1, NAME("single_blocks", i, "modulation.linear"));
+    }
+    hv_wlist_group(l, "final_layer.adaLN");
     kept(l, HV_BF16, 2 * H, H, "final_layer.adaLN_modulation.1");
 }
 
@@ -180,16 +192,19 @@ static void refiner(struct hv_wlist *l, const struct dit_config *c)
 {
     const int64_t H = c->hidden;
 
+    hv_wlist_group(l, "txt_in");
     embedder(l, H, "txt_in.t_embedder");
     kept(l, HV_BF16, H, c->text_dim, "txt_in.c_embedder.linear_1");
     kept(l, HV_BF16, H, H, "txt_in.c_embedder.linear_2");
     kept(l, HV_BF16, H, c->text_dim, "txt_in.input_embedder");
     for (int64_t b = 0; b < 2; b++) {
 #define BLOCK(tail) NAME("txt_in.individual_token_refiner.blocks", b, tail)
+        hv_wlist_group(l, "txt_in.block.%lld.attn", (long long)b);
         kept(l, HV_BF16, 2 * H, H, BLOCK("adaLN_modulation.1"));
         norm(l, HV_BF16, H, BLOCK("norm1"));
         kept(l, HV_BF16, 3 * H, H, BLOCK("self_attn_qkv"));
         kept(l, HV_BF16, H, H, BLOCK("self_attn_proj"));
+        hv_wlist_group(l, "txt_in.block.%lld.mlp", (long long)b);
         norm(l, HV_BF16, H, BLOCK("norm2"));
         kept(l, HV_BF16, 4 * H, H, BLOCK("mlp.fc1"));
         kept(l, HV_BF16, H, 4 * H, BLOCK("mlp.fc2"));
@@ -197,15 +212,26 @@ static void refiner(struct hv_wlist *l, const struct dit_config *c)
     }
 }
 
+/* Adapters past the last block are in the checkpoint and never run: they are in no group. */
+static void adapter_group(struct hv_wlist *l, const struct dit_config *c, int64_t j, const char *tail)
+{
+    if (c->adapter_after[j] >= c->double_blocks)
+        hv_wlist_group(l, NULL);
+    else
+        hv_wlist_group(l, "%s.%lld%s", *tail ? "audio_adapter" : "adapter", (long long)j, tail);
+}
+
 static void sound(struct hv_wlist *l, const struct dit_config *c)
 {
     const int64_t H = c->hidden, P = c->audio_mid;
 
+    hv_wlist_group(l, "audio_proj");
     kept(l, HV_F32, P, c->audio_seq * c->audio_layers * c->audio_channels, "audio_proj.proj1");
     kept(l, HV_F32, P, P, "audio_proj.proj2");
     kept(l, HV_F32, c->audio_tokens * H, P, "audio_proj.proj3");
     norm(l, HV_F32, H, "audio_proj.norm");
     for (int64_t j = 0; j < c->adapters; j++) {
+        adapter_group(l, c, j, ".kv");
         norm(l, HV_F32, H, NAME("audio_adapter_blocks", j, "norm1"));
         linear(l, HV_F32, HV_KEEP, 2 * c->adapter_dim, H, 0, NAME("audio_adapter_blocks", j, "to_kv"));
     }
@@ -213,17 +239,19 @@ static void sound(struct hv_wlist *l, const struct dit_config *c)
 
 static void adapter(struct hv_wlist *l, const struct dit_config *c, int64_t j)
 {
+    adapter_group(l, c, j, "");
     norm(l, HV_F32, c->hidden, NAME("audio_adapter_blocks", j, "norm2"));
     linear(l, HV_F32, HV_KEEP, c->adapter_dim, c->hidden, 0, NAME("audio_adapter_blocks", j, "to_q"));
     linear(l, HV_F32, HV_KEEP, c->hidden, c->adapter_dim, 0, NAME("audio_adapter_blocks", j, "to_out"));
 }
 
-/* In the order of the phases of a block: attention of both streams, then what is left of each. */
+/* In the order of the phases of a block, a group each: attention of both streams, then what is left of each. */
 static void double_block(struct hv_wlist *l, const struct dit_config *c, int64_t i)
 {
     const int64_t H = c->hidden;
 
 #define STREAM(tail) NAME("double_blocks", i, s ? "txt_" tail : "img_" tail)
+    hv_wlist_group(l, "double.%lld.qkv", (long long)i);
     for (int s = 0; s < 2; s++) {
         linear(l, HV_BF16, HV_QUANT, 3 * H, H, c->qkv_bias, STREAM("attn_qkv"));
         if (c->qk_norm) {
@@ -232,6 +260,7 @@ static void double_block(struct hv_wlist *l, const struct dit_config *c, int64_t
         }
     }
     for (int s = 0; s < 2; s++) {
+        hv_wlist_group(l, "double.%lld.%s", (long long)i, s ? "txt" : "img");
         linear(l, HV_BF16, HV_QUANT, H, H, c->qkv_bias, STREAM("attn_proj"));
         linear(l, HV_BF16, HV_QUANT, c->mlp, H, 1, STREAM("mlp.fc1"));
         linear(l, HV_BF16, HV_QUANT, H, c->mlp, 1, STREAM("mlp.fc2"));
@@ -239,15 +268,21 @@ static void double_block(struct hv_wlist *l, const struct dit_config *c, int64_t
 #undef STREAM
 }
 
+/* linear1 is the matrices of q, k, v and below them the MLP's first: the two phases of the block take their rows of it. */
 static void single_block(struct hv_wlist *l, const struct dit_config *c, int64_t i)
 {
-    const int64_t H = c->hidden;
+    const int64_t H = c->hidden, rows = 3 * H + c->mlp;
 
-    linear(l, HV_BF16, HV_QUANT, 3 * H + c->mlp, H, 1, NAME("single_blocks", i, "linear1"));
+    hv_wlist_group(l, "single.%lld.qkv", (long long)i);
+    hv_wlist_add(l, HV_BF16, HV_QUANT, DIMS(rows, H), "%s", NAME("single_blocks", i, "linear1.weight"));
+    hv_wlist_split(l, 3 * H);
+    hv_wlist_add(l, HV_BF16, HV_KEEP, DIMS(rows), "%s", NAME("single_blocks", i, "linear1.bias"));
+    hv_wlist_split(l, 3 * H);
     if (c->qk_norm) {
         hv_wlist_add(l, HV_BF16, HV_KEEP, DIMS(c->head_dim), "single_blocks.%lld.q_norm.weight", (long long)i);
         hv_wlist_add(l, HV_BF16, HV_KEEP, DIMS(c->head_dim), "single_blocks.%lld.k_norm.weight", (long long)i);
     }
+    hv_wlist_group(l, "single.%lld.rest", (long long)i);
     linear(l, HV_BF16, HV_QUANT, H, H + c->mlp, 1, NAME("single_blocks", i, "linear2"));
 }
 
@@ -255,18 +290,21 @@ void dit_weights(struct hv_wlist *l, const struct dit_config *c)
 {
     const int64_t H = c->hidden, *p = c->patch;
 
-    embedder(l, H, "time_in");
-    embedder(l, H / 4, "motion_exp");
-    embedder(l, H / 4, "motion_pose");
-    embedder(l, H, "fps_proj");
+    embedder_group(l, H, "time_in");
+    embedder_group(l, H / 4, "motion_exp");
+    embedder_group(l, H / 4, "motion_pose");
+    embedder_group(l, H, "fps_proj");
     if (c->guidance_embed)
-        embedder(l, H, "guidance_in");
+        embedder_group(l, H, "guidance_in");
+    hv_wlist_group(l, "vector_in");
     kept(l, HV_BF16, H, c->pooled_dim, "vector_in.in_layer");
     kept(l, HV_BF16, H, H, "vector_in.out_layer");
     modulations(l, c);
     refiner(l, c);
     sound(l, c);
 
+    hv_wlist_cycle(l);
+    hv_wlist_group(l, "stem");
     for (int r = 0; r < 2; r++) {
         hv_wlist_add(l, HV_BF16, HV_KEEP, DIMS(H, c->channels, p[0], p[1], p[2]), "%s_in.proj.weight", r ? "ref" : "img");
         hv_wlist_add(l, HV_BF16, HV_KEEP, DIMS(H), "%s_in.proj.bias", r ? "ref" : "img");
@@ -282,5 +320,6 @@ void dit_weights(struct hv_wlist *l, const struct dit_config *c)
             adapter(l, c, j);
     for (int64_t i = 0; i < c->single_blocks; i++)
         single_block(l, c, i);
+    hv_wlist_group(l, "final");
     kept(l, HV_F32, p[0] * p[1] * p[2] * c->channels, H, "final_layer.linear");
 }

@@ -10,6 +10,8 @@
 #define DIT_SOUND_EPS   1e-5f   /* audio_proj.norm and the adapters */
 #define DIT_EMBED       256     /* width of a sinusoidal embedding */
 #define DIT_SOUND_CHUNK 64      /* video frames projected at a time */
+#define DIT_GROUPS_MAX  4096    /* of weights */
+#define DIT_ROPE        (1 << 18)       /* numbers of all rotary tables; more would be latents of thousands of rows */
 
 /* When a row of the plan is alive. */
 enum {
@@ -32,10 +34,26 @@ struct dit_dims {
 
 struct dit_dims dit_dims(const struct dit_config *c, const struct dit_size *s, int64_t rows_mlp);
 
+/* What a choice means. */
+int dit_paired(const struct dit_choice *k);             /* residual streams held at a time: 2 or 1 */
+int dit_o_host(const struct dit_choice *k);
+int dit_is_ahead(const struct dit_choice *k);
+int dit_expands(const struct dit_size *s, const struct dit_choice *k);
+int64_t dit_rope_count(const struct dit_config *c, const struct dit_size *s);
+
 /* A row of the step cache's host store is one of these. */
 struct dit_saved {
     int32_t *window;                    /* [branches][clip_frames]: who saved the frame last; -1: nobody */
     int64_t *text;                      /* [branches][windows]: text rows saved */
+};
+
+/* Events of chunks in flight between host and device. */
+struct dit_stage {
+    void     *mark;                     /* orders two lanes at one place */
+    void     *full[2], *free[2];        /* slots of x: filled by STAGE; given up by its last user */
+    void     *o_full[2], *o_free[2], *o_out;
+    int       turn, o_turn;             /* slot used last */
+    hv_tensor written[2];               /* rows on the host that OUT may still be writing from the slot */
 };
 
 struct dit {
@@ -52,7 +70,9 @@ struct dit {
     struct dit_moment *moment;          /* [moments]; text is the prompt's index */
     int64_t           *slot;            /* [moments]: index among the full or the cached ones */
     int64_t           *text_n;          /* [texts]: n */
-    int                n_moments, ref_kept;
+    int                n_moments, ref_kept, turn;
+    int32_t           *heard;           /* [DIT_CALLS][4T - 3]: sound that "sound_window" holds */
+    struct dit_stage   stage;
     struct dit_saved   saved;
     dit_trace_fn      *trace;
     void              *trace_ctx;

@@ -17,6 +17,11 @@ static int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+int64_t dit_rope_count(const struct dit_config *c, const struct dit_size *s)
+{
+    return (s->frames + 1) * c->rope_dim[0] + s->height / c->patch[1] * c->rope_dim[1] + s->width / c->patch[2] * c->rope_dim[2];
+}
+
 struct dit_dims dit_dims(const struct dit_config *c, const struct dit_size *s, int64_t rows_mlp)
 {
     struct dit_dims m = {.down = s->height / c->patch[1], .across = s->width / c->patch[2]};
@@ -40,38 +45,83 @@ struct dit_dims dit_dims(const struct dit_config *c, const struct dit_size *s, i
 
 #define SHAPE(...) (int)(sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (const int64_t[]){__VA_ARGS__}
 
+int dit_paired(const struct dit_choice *k)
+{
+    return k->branches == DIT_BRANCHES_PAIRED ? 2 : 1;
+}
+
+int dit_o_host(const struct dit_choice *k)
+{
+    return k->tier == DIT_TIER_O_HOST || k->tier == DIT_TIER_X_HOST;
+}
+
+int dit_is_ahead(const struct dit_choice *k)
+{
+    return k->tier == DIT_TIER_X_HOST && k->ahead == DIT_AHEAD_ON;
+}
+
+int dit_expands(const struct dit_size *s, const struct dit_choice *k)
+{
+    return (s->weights == HV_I8 || s->weights == HV_F8_E4M3) && k->ring_bytes && k->gemm != DIT_GEMM_FUSED;
+}
+
 static void forward_rows(struct hv_plan *p, const struct dit_config *c, const struct dit_size *s, const struct dit_choice *k)
 {
     const struct dit_dims m = dit_dims(c, s, k->rows_mlp);
-    const int64_t H = c->hidden, G = k->group * c->head_dim, longest = most(m.image, s->text_rows);
+    const int64_t H = c->hidden, M = c->mlp, G = k->group * c->head_dim, longest = most(m.image, s->text_rows);
     const int64_t rq = least(k->rows_attn, longest), rm = least(k->rows_mlp, longest);
+    const int64_t attn = (int64_t)hv_attention_scratch(k->attention, m.rows, m.rows, (int)k->group, c->head_dim);
     const hv_dtype A = s->act;
 
     /*          name          dtype   alive in            shape */
-    hv_plan_add(p, "x",         A,      PH_FORWARD,         SHAPE(m.rows, H));            /* residual stream: image, text */
-    hv_plan_add(p, "o",         A,      PH_ATTN | PH_MLP,   SHAPE(m.rows, H));            /* q, then attention's result */
-    hv_plan_add(p, "k",         A,      PH_ATTN,            SHAPE(m.rows, G));            /* one group of heads */
-    hv_plan_add(p, "v",         A,      PH_ATTN,            SHAPE(m.rows, G));
+    if (k->tier != DIT_TIER_X_HOST)
+        hv_plan_add(p, "x",     A,      PH_FORWARD,         SHAPE(dit_paired(k) * m.rows, H)); /* residual stream: image, text */
+    if (!dit_o_host(k))
+        hv_plan_add(p, "o",     A,      PH_ATTN | PH_MLP,   SHAPE(m.rows, H));            /* attention's result; q before it */
+    /* One group of heads: q (where o does not hold it), k, v; attention's result where neither o nor q may hold it. Ahead: keys
+     * and values of two groups, q and the result a chunk at a time. */
+    if (dit_is_ahead(k)) {
+        hv_plan_add(p, "kv",    A,      PH_ATTN,            SHAPE(4, m.rows, G));
+        hv_plan_add(p, "q",     A,      PH_ATTN,            SHAPE(rq, G));
+    } else {
+        hv_plan_add(p, "qkv",   A,      PH_ATTN,            SHAPE(2 + (k->apart || dit_o_host(k)), m.rows, G));
+    }
+    if (k->apart && dit_o_host(k))
+        hv_plan_add(p, "o_group", A,    PH_ATTN,            SHAPE(dit_is_ahead(k) ? rq : m.rows, G));
     hv_plan_add(p, "z_attn",    A,      PH_ATTN,            SHAPE(rq, H));                /* a chunk, normed */
+    if (attn)
+        hv_plan_add(p, "attention", HV_BYTES, PH_ATTN,      SHAPE(attn));
     hv_plan_add(p, "z",         A,      PH_MLP | PH_ADAPTER, SHAPE(rm, H));
-    hv_plan_add(p, "hidden",    A,      PH_MLP,             SHAPE(rm, c->mlp + (c->single_blocks ? H : 0)));
+    hv_plan_add(p, "hidden",    A,      PH_MLP,             SHAPE(rm, M + (c->single_blocks ? H : 0)));
+    /* Chunks of what lives on the host: two, so that one is copied while the other is computed on. */
+    if (k->tier == DIT_TIER_X_HOST) {
+        hv_plan_add(p, "x_attn", A,     PH_ATTN,            SHAPE(2, rq, H));
+        hv_plan_add(p, "x_mlp", A,      PH_EMBED | PH_MLP | PH_ADAPTER | PH_FINAL, SHAPE(2, rm, H));
+    }
+    if (dit_o_host(k))
+        hv_plan_add(p, "o_mlp", A,      PH_MLP,             SHAPE(2, rm, H));
+    if (dit_expands(s, k)) {
+        hv_plan_add(p, "wide_attn", A,  PH_ATTN,            SHAPE(3, G, H));              /* quantized weights as bf16 */
+        hv_plan_add(p, "wide",  A,      PH_MLP,             SHAPE(H * H + 2 * H * M));
+    }
     hv_plan_add(p, "adapter_q", A,      PH_ADAPTER,         SHAPE(rm, c->adapter_dim));
-    hv_plan_add(p, "adapter_kv", A,     PH_ADAPTER,         SHAPE(s->frames * m.keys, 2 * c->adapter_dim));
+    hv_plan_add(p, "adapter_kv", A,     PH_FORWARD,         SHAPE(DIT_CALLS, s->frames * m.keys, 2 * c->adapter_dim));
     hv_plan_add(p, "patches",   A,      PH_EMBED | PH_FINAL, SHAPE(m.embed, m.patch));
     hv_plan_add(p, "embed",     A,      PH_EMBED | PH_FINAL, SHAPE(m.embed, H));
     hv_plan_add(p, "embed_ref", A,      PH_EMBED,           SHAPE(m.embed, H));
     if (k->keep_ref)
         hv_plan_add(p, "ref_rows", A,   PH_ALL,             SHAPE(m.video, H));
-    hv_plan_add(p, "latents",   HV_F32, PH_EMBED,           SHAPE(c->channels, s->frames, s->height, s->width));
+    hv_plan_add(p, "latents",   HV_F32, PH_FORWARD,         SHAPE(c->channels, s->frames, s->height, s->width));
+    hv_plan_add(p, "velocity",  HV_F32, PH_FORWARD,         SHAPE(c->channels, s->frames, s->height, s->width));
     hv_plan_add(p, "ref",       HV_F32, PH_EMBED,           SHAPE(c->channels, s->frames, s->height, s->width));
-    hv_plan_add(p, "velocity",  HV_F32, PH_FINAL,           SHAPE(c->channels, s->frames, s->height, s->width));
+    hv_plan_add(p, "stat",      HV_F32, PH_FORWARD,         SHAPE(m.rows, 2));            /* mean and 1/std of each row */
     hv_plan_add(p, "face",      HV_F32, PH_FORWARD,         SHAPE(m.video));
-    hv_plan_add(p, "mod",       HV_F32, PH_FORWARD,         SHAPE(m.mods, H));
-    hv_plan_add(p, "rope_time", HV_F32, PH_ALL,             SHAPE(2, s->frames + 1, c->rope_dim[0] / 2));
-    hv_plan_add(p, "rope_row",  HV_F32, PH_ALL,             SHAPE(2, m.down, c->rope_dim[1] / 2));
-    hv_plan_add(p, "rope_col",  HV_F32, PH_ALL,             SHAPE(2, m.across, c->rope_dim[2] / 2));
-    if (s->ring)
-        hv_plan_add(p, "weights", HV_BYTES, PH_ALL,         SHAPE(s->ring));
+    hv_plan_add(p, "mod",       HV_F32, PH_FORWARD,         SHAPE(DIT_CALLS, m.mods, H));
+    hv_plan_add(p, "rope",      HV_F32, PH_ALL,             SHAPE(DIT_ROPE));             /* tables of the three axes */
+    if (k->ring_bytes)
+        hv_plan_add(p, "ring",  HV_BYTES, PH_ALL,           SHAPE(k->ring_bytes));        /* weights in flight */
+    if (k->resident_bytes)
+        hv_plan_add(p, "resident", HV_BYTES, PH_ALL,        SHAPE(k->resident_bytes));
     if (s->scratch)
         hv_plan_add(p, "gemm",  HV_BYTES, PH_ALL,           SHAPE(s->scratch));
 }
@@ -105,9 +155,9 @@ static void before_rows(struct hv_plan *p, const struct dit_config *c, const str
     hv_plan_add(p, "sound_kv",  A,      PH_SOUND,           SHAPE(R * c->audio_tokens, 2 * c->adapter_dim));
 }
 
-static void host_rows(struct hv_plan *p, const struct dit_config *c, const struct dit_size *s, int64_t rows_mlp)
+static void host_rows(struct hv_plan *p, const struct dit_config *c, const struct dit_size *s, const struct dit_choice *k)
 {
-    const struct dit_dims m = dit_dims(c, s, rows_mlp);
+    const struct dit_dims m = dit_dims(c, s, k->rows_mlp);
     const int64_t H = c->hidden, d2 = 2 * c->adapter_dim;
     const int64_t cache = s->windows ? s->clip_frames * m.tokens + s->windows * (m.tokens + s->text_rows) : 0;
 
@@ -115,8 +165,12 @@ static void host_rows(struct hv_plan *p, const struct dit_config *c, const struc
     hv_plan_add(p, "modulation_cached", HV_F32, 1, SHAPE(s->cached, 5 * H));    /* last single block, final layer */
     hv_plan_add(p, "text",       s->act, 1, SHAPE(s->full, s->text_rows, H));   /* refined */
     hv_plan_add(p, "sound",      s->act, 1, SHAPE(m.adapters, m.entries * c->audio_tokens, d2));
-    hv_plan_add(p, "sound_window", s->act, 1, SHAPE(s->frames * m.keys, d2));
+    hv_plan_add(p, "sound_window", s->act, 1, SHAPE(DIT_CALLS, m.adapters, s->frames * m.keys, d2));
     hv_plan_add(p, "step_cache", s->act, 1, SHAPE(s->branches, cache, H));
+    if (k->tier == DIT_TIER_X_HOST)
+        hv_plan_add(p, "x_host", s->act, 1, SHAPE(dit_paired(k) * m.rows, H));
+    if (dit_o_host(k))
+        hv_plan_add(p, "o_host", s->act, 1, SHAPE(c->heads / k->group, m.rows, k->group * c->head_dim));
 }
 
 int dit_plan(struct hv_plan *device, struct hv_plan *host, const struct dit_config *c, const struct dit_size *s,
@@ -126,86 +180,13 @@ int dit_plan(struct hv_plan *device, struct hv_plan *host, const struct dit_conf
         return hv_fail(e, HV_EINPUT, "latents of %lld frames, %lld x %lld: not a multiple of the patch %lld x %lld",
                        (long long)s->frames, (long long)s->height, (long long)s->width, (long long)c->patch[1],
                        (long long)c->patch[2]);
+    if (dit_rope_count(c, s) > DIT_ROPE)
+        return hv_fail(e, HV_EUNSUP, "latents of %lld frames, %lld x %lld: rotary tables of %lld numbers, at most %d",
+                       (long long)s->frames, (long long)s->height, (long long)s->width, (long long)dit_rope_count(c, s), DIT_ROPE);
     forward_rows(device, c, s, choice);
     before_rows(device, c, s, choice);
-    host_rows(host, c, s, choice->rows_mlp);
+    host_rows(host, c, s, choice);
     if (hv_plan_place(host, e))
         return hv_context(e, "host");
     return hv_plan_place(device, e);
-}
-
-/* ---- choosing ---- */
-
-#define ROWS_FIRST 4096
-#define ROWS_LAST  64
-#define GROUP_FIRST 4
-
-static int64_t next_group(const struct dit_config *c, int64_t g)
-{
-    do
-        g--;
-    while (g > 1 && c->heads % g);
-    return most(g, 1);
-}
-
-static int64_t half(int64_t rows)
-{
-    return most(rows / 2, ROWS_LAST);
-}
-
-int dit_choose(struct dit_choice *choice, const struct dit_config *c, const struct dit_size *s, size_t budget,
-               struct hv_err *e)
-{
-    const struct dit_choice given = *choice;
-    int64_t group = next_group(c, least(GROUP_FIRST, c->heads) + 1), rows = ROWS_FIRST;
-
-    if (given.group && c->heads % given.group)
-        return hv_fail(e, HV_EUSAGE, "head group: %lld does not divide the %lld heads", (long long)given.group,
-                       (long long)c->heads);
-    /* Each plan of this row is smaller than the one before: rows and heads are halved in turn. */
-    for (int turn = 0;; turn++) {
-        struct hv_plan device = {.budget = budget}, host = {0};
-        struct hv_err fault = {0};
-        choice->group = given.group ? given.group : group;
-        choice->rows_attn = given.rows_attn ? given.rows_attn : rows;
-        choice->rows_mlp = given.rows_mlp ? given.rows_mlp : rows;
-        if (!dit_plan(&device, &host, c, s, choice, &fault))
-            return 0;
-        if (fault.code != HV_ENOMEM || (rows == ROWS_LAST && group == 1)) {
-            hv_fail(e, fault.code, "%s", fault.msg);
-            return fault.code == HV_ENOMEM ? hv_context(e, "chunks of %lld rows, groups of %lld heads",
-                                                        (long long)choice->rows_mlp, (long long)choice->group) : e->code;
-        }
-        if ((turn % 2 && group > 1) || rows == ROWS_LAST)
-            group = next_group(c, group);
-        else
-            rows = half(rows);
-    }
-}
-
-int64_t dit_ring_bytes(const struct dit_config *c)
-{
-    struct hv_wlist l = {0};
-    int64_t largest = 0, bytes = 0;
-    char prefix[32];
-
-    /* Double block 0 or single block 0, without their modulation, which is never streamed; and one adapter's part. */
-    dit_weights(&l, c);
-    for (int single = 0; single < 2; single++) {
-        strcpy(prefix, single ? "single_blocks.0." : "double_blocks.0.");
-        bytes = 0;
-        for (int i = 0; i < l.n; i++) {
-            const struct hv_wspec *w = &l.w[i];
-            const char *name = w->name;
-            const int block = !strncmp(name, prefix, strlen(prefix)) && w->quant != HV_QUANT_MODULATION &&
-                              !strstr(name, "mod.") && !strstr(name, "modulation.");
-            const int adapter = !single && !strncmp(name, "audio_adapter_blocks.0.", 23) && !strstr(name, "norm1") &&
-                                !strstr(name, "to_kv");
-            if (block || adapter)
-                bytes += hv_shape_count(w->ndim, w->shape) * (int64_t)hv_dtype_size(w->dtype);
-        }
-        largest = most(largest, bytes);
-    }
-    hv_wlist_close(&l);
-    return 2 * largest;
 }

@@ -1,5 +1,6 @@
 /* dit_prepare.c - what does not depend on the latents: modulation vectors, refined text, keys and values of the sound. All of it
- * is computed once, for the whole schedule, and goes to host memory. */
+ * is computed once, for the whole schedule, and goes to host memory. Weights are taken layer by layer: a third of the model
+ * passes through here once, and never again. */
 #include "dit_impl.h"
 
 #include <math.h>
@@ -20,7 +21,8 @@ static void sinusoid(float out[DIT_EMBED], float s)
     }
 }
 
-/* y = lin(NAME.mlp.2, silu(lin(NAME.mlp.0, sinusoid(s)))): rows of s on the host, y [rows, width] on the device. */
+/* y = lin(NAME.mlp.2, silu(lin(NAME.mlp.0, sinusoid(s)))): rows of s on the host, y [rows, width] on the device. Its weights
+ * are taken. */
 static int embed(struct dit *n, hv_tensor y, const char *name, const float *s, int64_t rows, struct hv_err *e)
 {
     const int64_t width = y.shape[1];
@@ -44,6 +46,15 @@ static int embed(struct dit *n, hv_tensor y, const char *name, const float *s, i
     return 0;
 }
 
+/* The same for a layer whose group has its name. */
+static int embed_layer(struct dit *n, hv_tensor y, const char *name, const float *s, int64_t rows, struct hv_err *e)
+{
+    hv_weights_take(n->w, name);
+    embed(n, y, name, s, rows, e);
+    hv_weights_give(n->w, name);
+    return e->code;
+}
+
 /* The part of vec that all moments share: motion (four results side by side make H), frame rate, embedded guidance. */
 static int fixed_part(struct dit *n, const struct dit_fixed *f, struct hv_err *e)
 {
@@ -51,16 +62,16 @@ static int fixed_part(struct dit *n, const struct dit_fixed *f, struct hv_err *e
     const hv_tensor sum = hv_rows(dit_row(n, "vec_fixed"), 0, 1), one = hv_rows(dit_row(n, "vec_fixed"), 1, 1);
     const int64_t quarters[2] = {4, H / 4};
 
-    if (embed(n, hv_reshape(sum, 2, quarters), "motion_exp", f->motion_exp, 4, e) ||
-        embed(n, hv_reshape(one, 2, quarters), "motion_pose", f->motion_pose, 4, e))
+    if (embed_layer(n, hv_reshape(sum, 2, quarters), "motion_exp", f->motion_exp, 4, e) ||
+        embed_layer(n, hv_reshape(one, 2, quarters), "motion_pose", f->motion_pose, 4, e))
         return e->code;
     hv_add(n->dev, sum, sum, one);
-    if (embed(n, one, "fps_proj", &f->fps, 1, e))
+    if (embed_layer(n, one, "fps_proj", &f->fps, 1, e))
         return e->code;
     hv_add(n->dev, sum, sum, one);
     if (!n->c.guidance_embed)
         return 0;
-    if (embed(n, one, "guidance_in", &f->guidance, 1, e))
+    if (embed_layer(n, one, "guidance_in", &f->guidance, 1, e))
         return e->code;
     hv_add(n->dev, sum, sum, one);
     return 0;
@@ -80,8 +91,9 @@ static int vectors(struct dit *n, const struct dit_text *texts, int n_texts, con
     const hv_tensor vec = hv_rows(dit_row(n, "vec"), 0, n->m.moments), fixed = hv_rows(dit_row(n, "vec_fixed"), 0, 1);
     const hv_tensor pooled = dit_row(n, "pooled"), mid = hv_rows(dit_row(n, "vec_tmp"), 0, 1);
 
-    if (fixed_part(n, f, e) || embed(n, vec, "time_in", t, n->m.moments, e))
+    if (fixed_part(n, f, e) || embed_layer(n, vec, "time_in", t, n->m.moments, e))
         return e->code;
+    hv_weights_take(n->w, "vector_in");
     for (int i = 0; i < n_texts; i++) {
         const hv_tensor out = hv_rows(dit_row(n, "vec_text"), i, 1);
         hv_upload(n->dev, pooled, hv_reshape(texts[i].pooled, 2, (const int64_t[]){1, n->c.pooled_dim}));
@@ -89,6 +101,7 @@ static int vectors(struct dit *n, const struct dit_text *texts, int n_texts, con
         dit_linear(n, out, mid, "vector_in.out_layer", HV_ACT_NONE);
         dit_traced(n, 0, 0, out, "vector_in");
     }
+    hv_weights_give(n->w, "vector_in");
     for (int i = 0; i < n->n_moments; i++) {
         const hv_tensor row = hv_rows(vec, n->slot[i] + (n->moment[i].cached ? n->s.full : 0), 1);
         hv_add(n->dev, row, row, fixed);
@@ -119,27 +132,31 @@ static void modulations(struct dit *n)
     const hv_tensor full = dit_host(n, "modulation"), cached = dit_host(n, "modulation_cached");
     const hv_tensor vec = hv_rows(dit_row(n, "vec"), 0, n->m.moments);
     const int64_t last = n->c.single_blocks - 1;
-    char name[64];
+    char name[64], group[64];
     int64_t at = 0;
 
     hv_activation(n->dev, vec, vec, HV_ACT_SILU);
     for (int64_t i = 0; i < n->c.double_blocks; i++)
         for (int s = 0; s < 2; s++, at += 6) {
             snprintf(name, sizeof name, "double_blocks.%lld.%s_mod.linear", (long long)i, s ? "txt" : "img");
-            hv_weights_take(n->w, name);
+            snprintf(group, sizeof group, "double_blocks.%lld.%s_mod", (long long)i, s ? "txt" : "img");
+            hv_weights_take(n->w, group);
             modulate(n, name, full, at, 6, 0);
-            hv_weights_give(n->w, name);
+            hv_weights_give(n->w, group);
         }
     for (int64_t i = 0; i <= last; i++, at += 3) {
         snprintf(name, sizeof name, "single_blocks.%lld.modulation.linear", (long long)i);
-        hv_weights_take(n->w, name);
+        snprintf(group, sizeof group, "single_blocks.%lld.modulation", (long long)i);
+        hv_weights_take(n->w, group);
         modulate(n, name, full, at, 3, 0);
         if (i == last)
             modulate(n, name, cached, 0, 3, n->s.full);
-        hv_weights_give(n->w, name);
+        hv_weights_give(n->w, group);
     }
+    hv_weights_take(n->w, "final_layer.adaLN");
     modulate(n, "final_layer.adaLN_modulation.1", full, at, 2, 0);
     modulate(n, "final_layer.adaLN_modulation.1", cached, 3, 2, n->s.full);
+    hv_weights_give(n->w, "final_layer.adaLN");
 }
 
 /* ---- text ---- */
@@ -210,9 +227,10 @@ static void refiner_block(struct dit *n, const struct dit_text *t, int b, hv_ten
     const int64_t H = n->c.hidden, L = x.shape[0], R = dit_row(n, "text_hidden").shape[0];
     const hv_tensor z = hv_rows(dit_row(n, "text_z"), 0, L), qkv = hv_rows(dit_row(n, "text_qkv"), 0, L);
     const hv_tensor gates = dit_row(n, "text_gates"), gate = dit_row(n, "text_gate");
-    const char *stem = "txt_in.individual_token_refiner.blocks";
+    const char *stem = "txt_in.individual_token_refiner.blocks", *group = b ? "txt_in.block.1.attn" : "txt_in.block.0.attn";
     char name[80];
 
+    hv_weights_take(n->w, group);
 #define LAYER(tail) (snprintf(name, sizeof name, "%s.%d.%s", stem, b, tail), name)
     dit_linear(n, gates, c, LAYER("adaLN_modulation.1"), HV_ACT_NONE);
     hv_copy(n->dev, gate, hv_reshape(gates, 2, (const int64_t[]){2, H}));
@@ -221,6 +239,9 @@ static void refiner_block(struct dit *n, const struct dit_text *t, int b, hv_ten
     refiner_attention(n, t, qkv);
     dit_linear(n, z, hv_cols(qkv, 0, H), LAYER("self_attn_proj"), HV_ACT_NONE);
     hv_gated_add(n->dev, x, hv_index(gate, 0), z);
+    hv_weights_give(n->w, group);
+    group = b ? "txt_in.block.1.mlp" : "txt_in.block.0.mlp";
+    hv_weights_take(n->w, group);
     hv_layer_norm(n->dev, z, x, dit_weight(n, stem, b, "norm2.weight"), dit_weight(n, stem, b, "norm2.bias"), DIT_NORM_EPS);
     for (int64_t r = 0; r < L; r += R) {
         const int64_t rows = L - r < R ? L - r : R;
@@ -229,6 +250,7 @@ static void refiner_block(struct dit *n, const struct dit_text *t, int b, hv_ten
         dit_linear(n, part, hidden, LAYER("mlp.fc2"), HV_ACT_NONE);
     }
     hv_gated_add(n->dev, x, hv_index(gate, 1), z);
+    hv_weights_give(n->w, group);
 #undef LAYER
 }
 
@@ -259,7 +281,9 @@ static int refine(struct dit *n, const struct dit_text *texts, int i, struct hv_
     if (text_mean(n, t, e))                             /* and the mask */
         return e->code;
     hv_upload(n->dev, states, t->states);
+    hv_weights_take(n->w, "txt_in");
     dit_linear(n, x, states, "txt_in.input_embedder", HV_ACT_NONE);
+    hv_weights_give(n->w, "txt_in");
     dit_traced(n, 0, 0, x, "txt_in.input_embedder");
     for (int b = 0; b < 2; b++) {
         refiner_block(n, t, b, x, c);
@@ -275,8 +299,11 @@ static int refined_texts(struct dit *n, const struct dit_text *texts, int n_text
 
     if (!n->s.full)
         return 0;
-    hv_weights_take(n->w, "txt_in.");
-    if (text_contexts(n, texts, n_texts, e) || embed(n, vec, "txt_in.t_embedder", t, n->s.full, e))
+    hv_weights_take(n->w, "txt_in");
+    if (!text_contexts(n, texts, n_texts, e))
+        embed(n, vec, "txt_in.t_embedder", t, n->s.full, e);
+    hv_weights_give(n->w, "txt_in");
+    if (e->code)
         return e->code;
     for (int i = 0; i < n->n_moments; i++)
         if (!n->moment[i].cached)
@@ -290,7 +317,6 @@ static int refined_texts(struct dit *n, const struct dit_text *texts, int n_text
             return e->code;
         hv_dev_report(n->dev, "text", ++done, (int)n->s.full);
     }
-    hv_weights_give(n->w, "txt_in.");
     return 0;
 }
 
@@ -356,6 +382,26 @@ int dit_prepare(struct dit *n, const struct dit_text *texts, int n_texts, const 
     return e->code ? e->code : hv_dev_sync(n->dev, e);
 }
 
+int dit_prepare_random(struct dit *n, const struct dit_moment *moments, int n_moments, struct hv_err *e)
+{
+    static const struct { const char *row; float size; } table[] = {{"modulation", 0.2f}, {"modulation_cached", 0.2f},
+                                                                    {"text", 1}, {"sound", 1}};
+
+    if (take_moments(n, moments, n_moments, 1, e))
+        return e->code;
+    n->text_n[0] = n->s.text_rows;
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        const hv_tensor t = dit_host(n, table[i].row);
+        uint32_t seed = 12345;
+        for (int64_t k = 0; k < hv_count(t); k++) {
+            seed = seed * 1664525u + 1013904223u;
+            const float v = table[i].size * ((float)(seed >> 8) * 0x1p-23f - 1);
+            hv_from_f32(t.dtype, (char *)t.data + (size_t)k * hv_dtype_size(t.dtype), &v, 1);
+        }
+    }
+    return 0;
+}
+
 /* ---- sound ---- */
 
 /* Tokens of `rows` frames in "sound_in": [rows * tokens, H], normed, in "sound_tok". */
@@ -365,12 +411,14 @@ static hv_tensor project(struct dit *n, int64_t first, int64_t rows)
     const hv_tensor a = hv_rows(hv_index(mid, 0), 0, rows), b = hv_rows(hv_index(mid, 1), 0, rows);
     const hv_tensor tok = hv_rows(dit_row(n, "sound_tok"), 0, rows * n->c.audio_tokens);
 
+    hv_weights_take(n->w, "audio_proj");
     dit_linear(n, a, in, "audio_proj.proj1", HV_ACT_RELU);
     dit_linear(n, b, a, "audio_proj.proj2", HV_ACT_RELU);
     dit_linear(n, hv_reshape(tok, 2, (const int64_t[]){rows, n->c.audio_tokens * n->c.hidden}), b, "audio_proj.proj3",
                HV_ACT_NONE);
     hv_layer_norm(n->dev, tok, tok, hv_weight(n->w, "audio_proj.norm.weight"), hv_weight(n->w, "audio_proj.norm.bias"),
                   DIT_SOUND_EPS);
+    hv_weights_give(n->w, "audio_proj");
     dit_traced(n, first * n->c.audio_tokens, 0, tok, "audio_proj");
     return tok;
 }
@@ -382,14 +430,18 @@ static void sound_chunk(struct dit *n, int64_t first, int64_t rows)
     const int64_t K = n->c.audio_tokens;
     const hv_tensor tok = project(n, first, rows), store = dit_host(n, "sound");
     const hv_tensor z = hv_rows(dit_row(n, "sound_z"), 0, rows * K), kv = hv_rows(dit_row(n, "sound_kv"), 0, rows * K);
+    char group[48];
     int64_t at = 0;
 
     for (int j = 0; j < n->c.adapters; j++) {
         if (n->c.adapter_after[j] >= n->c.double_blocks)
             continue;
+        snprintf(group, sizeof group, "audio_adapter.%d.kv", j);
+        hv_weights_take(n->w, group);
         hv_layer_norm(n->dev, z, tok, dit_weight(n, stem, j, "norm1.weight"), dit_weight(n, stem, j, "norm1.bias"),
                       DIT_SOUND_EPS);
         hv_linear(n->dev, kv, z, dit_weight(n, stem, j, "to_kv.weight"), HV_NO, HV_ACT_NONE);
+        hv_weights_give(n->w, group);
         hv_download(n->dev, dit_rows(hv_index(store, at++), first * K, rows * K), kv);
     }
 }

@@ -66,11 +66,48 @@ static void max_pool(dev *d, T y, T x, int k, int s, int p, int c)
 }
 static void patch(dev *d, T y, T x, const int p[3]) { (void)d, (void)y, (void)x, (void)p; }
 
+static void linears(dev *d, int n, const T *y, T x, const T *w, const T *b, enum hv_act a)
+{
+    (void)d, (void)n, (void)y, (void)x, (void)w, (void)b, (void)a;
+}
+static void row_stats(dev *d, T s, T x, float eps) { (void)d, (void)s, (void)x, (void)eps; }
+static void norm_modulate(dev *d, T y, T x, T st, T sh, T sc) { (void)d, (void)y, (void)x, (void)st, (void)sh, (void)sc; }
+
+static int lock_dry(dev *d, const void *p, size_t n)
+{
+    (void)d, (void)p, (void)n;
+    return 0;
+}
+static void unlock_dry(dev *d, const void *p) { (void)d, (void)p; }
+static void move(dev *d, enum hv_lane l, void *dst, size_t dp, const void *src, size_t sp, size_t w, size_t r)
+{
+    (void)d, (void)l, (void)dst, (void)dp, (void)src, (void)sp, (void)w, (void)r;
+}
+static void *event_open(dev *d) { return d; }
+static void event(dev *d, void *e) { (void)d, (void)e; }
+static void event_lane(dev *d, void *e, enum hv_lane l) { (void)d, (void)e, (void)l; }
+static void delay(dev *d, enum hv_lane l, double s) { (void)d, (void)l, (void)s; }
+static double elapsed(dev *d, void *a, void *b)
+{
+    (void)d, (void)a, (void)b;
+    return 0;
+}
+static int info(dev *d, struct hv_dev_info *i)
+{
+    (void)d;
+    strcpy(i->name, "dry");
+    return 0;
+}
+
 const struct hv_backend hv_backend_dry = {
     .name = "dry", .kind = HV_DRY, .open = open_dry, .close = close_dry, .alloc = alloc, .free = free_dry, .sync = sync_dry,
     .upload = two, .download = download, .copy = two, .fill = fill, .gather_rows = gather_rows, .add = three,
     .activation = activation, .swiglu = three, .linear = linear, .attention = attention, .layer_norm = norm,
-    .rms_norm = rms_norm, .norm_modulate = norm, .qk_norm_rope = qk_norm_rope, .rope_half = rope_half,
+    .rms_norm = rms_norm, .row_stats = row_stats, .norm_modulate = norm_modulate, .linears = linears, .dequantize = two,
+    .pin = alloc, .unpin = free_dry, .lock = lock_dry, .unlock = unlock_dry, .move = move, .event_open = event_open,
+    .event_close = event, .event_record = event_lane, .event_wait = event_lane, .event_sync = event, .delay = delay,
+    .elapsed = elapsed, .info = info,
+    .qk_norm_rope = qk_norm_rope, .rope_half = rope_half,
     .gated_add = three, .masked_add = three, .conv = conv, .group_sums = two, .group_norm = group_norm,
     .max_pool = max_pool, .upsample2 = two, .patchify = patch, .unpatchify = patch,
 };

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "ops/backend.h"
+#include "ops/profile.h"
 
 static int is_there(hv_tensor t)
 {
@@ -67,6 +68,14 @@ static int vec(hv_tensor t, int64_t n)
     return !is_there(t) || (t.ndim == 1 && t.dtype == HV_F32 && t.shape[0] == n && unit(t));
 }
 
+/* The same of a network's weights, which a GPU takes as stored. */
+static int wvec(hv_tensor t, int64_t n)
+{
+    if (t.dtype == HV_BF16 && t.dev != HV_HOST)
+        t.dtype = HV_F32;
+    return vec(t, n);
+}
+
 static int same(hv_tensor a, hv_tensor b)
 {
     return hv_same_shape(a, b) && a.dtype == b.dtype;
@@ -112,6 +121,18 @@ void hv_fill(struct hv_dev *d, hv_tensor y, float value)
         d->backend->fill(d, y, value);
 }
 
+void hv_dequantize(struct hv_dev *d, hv_tensor y, hv_tensor w)
+{
+    const int ok = mat(y) && hv_is_contiguous(y) && w.ndim == 2 && unit(w) && is_weight(w) && hv_same_shape(y, w);
+
+    if (!CHECK(d, "dequantize", ok, y, w))
+        return;
+    count_weight(d, w);
+    hv_profile_begin(d, HV_WIDENING, 0);
+    d->backend->dequantize(d, y, w);
+    hv_profile_end(d);
+}
+
 void hv_gather_rows(struct hv_dev *d, hv_tensor y, hv_tensor table, const int32_t *ids)
 {
     int ok = mat(y) && table.ndim == 2 && unit(table) && is_weight(table) && table.shape[1] == y.shape[1];
@@ -146,17 +167,51 @@ void hv_swiglu(struct hv_dev *d, hv_tensor y, hv_tensor gate, hv_tensor up)
 
 /* ---- matrix ---- */
 
-void hv_linear(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_act act)
+static int linear_fits(hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_act act)
 {
-    const int ok = mat(x) && mat(y) && x.dtype == y.dtype && w.ndim == 2 && w.shape[1] > 0 && unit(w) && is_weight(w) &&
-                   y.shape[0] == x.shape[0] && y.shape[1] == w.shape[0] && x.shape[1] == w.shape[1] &&
-                   vec(bias, w.shape[0]) && (unsigned)act < HV_ACTS;
+    return mat(x) && mat(y) && x.dtype == y.dtype && w.ndim == 2 && w.shape[1] > 0 && unit(w) && is_weight(w) &&
+           y.shape[0] == x.shape[0] && y.shape[1] == w.shape[0] && x.shape[1] == w.shape[1] && wvec(bias, w.shape[0]) &&
+           (unsigned)act < HV_ACTS;
+}
 
-    if (!CHECK(d, "linear", ok, y, x, w, bias))
-        return;
+static void count_linear(struct hv_dev *d, hv_tensor x, hv_tensor w)
+{
     d->count.flops += 2 * (uint64_t)x.shape[0] * (uint64_t)x.shape[1] * (uint64_t)w.shape[0];
     count_weight(d, w);
+}
+
+void hv_linear(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_act act)
+{
+    if (!CHECK(d, "linear", linear_fits(y, x, w, bias, act), y, x, w, bias))
+        return;
+    count_linear(d, x, w);
+    hv_profile_begin(d, HV_PRODUCTS, 2.0 * (double)x.shape[0] * (double)hv_count(w));
     d->backend->linear(d, y, x, w, bias, act);
+    hv_profile_end(d);
+}
+
+void hv_linears(struct hv_dev *d, int n, const hv_tensor *y, hv_tensor x, const hv_tensor *w, const hv_tensor *bias,
+                enum hv_act act)
+{
+    int ok = n >= 1 && n <= 3;
+
+    for (int i = 0; i < n && ok; i++)
+        ok = linear_fits(y[i], x, w[i], bias[i], act) && same(y[i], y[0]) && same(w[i], w[0]) &&
+             bias[i].dtype == bias[0].dtype && (y[i].data || d->kind == HV_DRY) && (w[i].data || d->kind == HV_DRY);
+    if (!CHECK(d, "linears", ok, y[0], x, w[0], bias[0]))
+        return;
+    for (int i = 0; i < n; i++)
+        count_linear(d, x, w[i]);
+    d->count.bytes += (uint64_t)(n - 1) * (hv_nbytes(y[0]) + hv_nbytes(w[0]));
+    hv_profile_begin(d, HV_PRODUCTS, 2.0 * n * (double)x.shape[0] * (double)hv_count(w[0]));
+    d->backend->linears(d, n, y, x, w, bias, act);
+    hv_profile_end(d);
+}
+
+/* One byte an element, then a scale a row. */
+size_t hv_linear_fp8_scratch(int64_t rows, int64_t width)
+{
+    return ((size_t)rows * (size_t)width + 255) / 256 * 256 + ((size_t)rows * sizeof(float) + 255) / 256 * 256;
 }
 
 /* Keys that query i sees, summed over all queries: the work that attention really has. */
@@ -173,6 +228,17 @@ static double visible(const struct hv_attn *a, int64_t lq, int64_t lk)
     return sum;
 }
 
+/* SAGE keeps k as bytes, with a scale for every 64 keys of a head, and the mean of each column; SAGE_FP8 v too, with a scale a
+ * column. Keys count in whole blocks of 64. */
+size_t hv_attention_scratch(enum hv_attention kind, int64_t rows, int64_t kv_rows, int heads, int64_t width)
+{
+    const size_t operands = kind == HV_ATT_SAGE ? 1 : kind == HV_ATT_SAGE_FP8 ? 2 : 0, blocks = ((size_t)kv_rows + 63) / 64;
+
+    if (!operands || width != 128 || rows <= 0)
+        return 0;
+    return (size_t)heads * (operands * (blocks * 64 + sizeof(float)) * 128 + blocks * sizeof(float));
+}
+
 void hv_attention(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a)
 {
     int ok = mat(o) && mat(q) && mat(k) && mat(v) && same(o, q) && same(k, v) && q.dtype == k.dtype && a->heads > 0 &&
@@ -182,32 +248,49 @@ void hv_attention(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_te
 
     if (is_there(m))
         ok = ok && m.dtype == HV_U8 && m.ndim == 1 && m.shape[0] == k.shape[0] && unit(m);
-    if (!CHECK(d, "attention", ok, o, q, k, v, m))
+    if (is_there(a->scratch))
+        ok = ok && a->scratch.dtype == HV_BYTES && unit(a->scratch);
+    if (!CHECK(d, "attention", ok, o, q, k, v, m, a->scratch))
         return;
     d->count.flops += (uint64_t)(4 * (double)q.shape[1] * visible(a, q.shape[0], k.shape[0]));
+    hv_profile_begin(d, HV_ATTENTION, 4 * (double)q.shape[1] * visible(a, q.shape[0], k.shape[0]));
     d->backend->attention(d, o, q, k, v, a);
+    hv_profile_end(d);
 }
 
 /* ---- norm ---- */
 
 void hv_layer_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor weight, hv_tensor bias, float eps)
 {
-    if (CHECK(d, "layer_norm", mat(y) && same(y, x) && vec(weight, x.shape[1]) && vec(bias, x.shape[1]), y, x, weight, bias))
+    if (CHECK(d, "layer_norm", mat(y) && same(y, x) && wvec(weight, x.shape[1]) && wvec(bias, x.shape[1]), y, x, weight, bias))
         d->backend->layer_norm(d, y, x, weight, bias, eps);
 }
 
 void hv_rms_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor weight, float eps)
 {
-    if (CHECK(d, "rms_norm", mat(y) && same(y, x) && vec(weight, x.shape[1]), y, x, weight))
+    if (CHECK(d, "rms_norm", mat(y) && same(y, x) && wvec(weight, x.shape[1]), y, x, weight))
         d->backend->rms_norm(d, y, x, weight, eps);
 }
 
-void hv_norm_modulate(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor shift, hv_tensor scale, float eps)
+/* Statistics of x's rows. */
+static int stats(hv_tensor stat, hv_tensor x)
 {
-    const int ok = mat(y) && same(y, x) && is_there(shift) && is_there(scale) && vec(shift, x.shape[1]) && vec(scale, x.shape[1]);
+    return stat.dtype == HV_F32 && stat.ndim == 2 && stat.shape[0] == x.shape[0] && stat.shape[1] == 2 && hv_is_contiguous(stat);
+}
 
-    if (CHECK(d, "norm_modulate", ok, y, x, shift, scale))
-        d->backend->norm_modulate(d, y, x, shift, scale, eps);
+void hv_row_stats(struct hv_dev *d, hv_tensor stat, hv_tensor x, float eps)
+{
+    if (CHECK(d, "row_stats", mat(x) && stats(stat, x), stat, x))
+        d->backend->row_stats(d, stat, x, eps);
+}
+
+void hv_norm_modulate(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor stat, hv_tensor shift, hv_tensor scale)
+{
+    const int ok = mat(y) && same(y, x) && stats(stat, x) && is_there(shift) && is_there(scale) && vec(shift, x.shape[1]) &&
+                   vec(scale, x.shape[1]);
+
+    if (CHECK(d, "norm_modulate", ok, y, x, stat, shift, scale))
+        d->backend->norm_modulate(d, y, x, stat, shift, scale);
 }
 
 static int rope_fits(const struct hv_rope *r, int64_t rows, int64_t width)
@@ -225,7 +308,7 @@ static int rope_fits(const struct hv_rope *r, int64_t rows, int64_t width)
 
 void hv_qk_norm_rope(struct hv_dev *d, hv_tensor x, int heads, hv_tensor weight, float eps, const struct hv_rope *rope)
 {
-    const int ok = mat(x) && heads > 0 && x.shape[1] % heads == 0 && vec(weight, x.shape[1] / heads) &&
+    const int ok = mat(x) && heads > 0 && x.shape[1] % heads == 0 && wvec(weight, x.shape[1] / heads) &&
                    (!rope || rope_fits(rope, x.shape[0], x.shape[1] / heads));
 
     if (CHECK(d, "qk_norm_rope", ok, x, weight))

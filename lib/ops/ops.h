@@ -2,8 +2,9 @@
  *
  * Legend: R rows, K input width, N output width, H heads, D width of a head, C channels, G groups.
  * Matrices are [rows, columns] with the last stride 1 and any row stride. Activations (x, y, q, ..) have the device's
- * activation dtype: f32 on the cpu. Vectors (bias, norm weights, gate, shift, ..) are f32. Matrices of weights may be F32,
- * F16, BF16, or I8 and F8_E4M3 with one scale a row; they are used as stored.
+ * activation dtype: f32 on the cpu, bf16 (or f16, f32) on cuda. Vectors (bias, norm weights, gate, shift, ..) are f32; on cuda
+ * bias and norm weights may be bf16 too, as stored. Matrices of weights may be F32, F16, BF16, or I8 and F8_E4M3 with one
+ * scale a row; they are used as stored (cuda: matrices of weights are bf16, or quantized).
  * An absent optional tensor is HV_NO. y may equal x (same view) where an operation says "in place". Sums are f32 or wider.
  * The result never depends on the number of threads. */
 #ifndef HV_OPS_H
@@ -30,6 +31,9 @@ void hv_download(struct hv_dev *d, hv_tensor dst, hv_tensor src);
 void hv_copy(struct hv_dev *d, hv_tensor y, hv_tensor x);
 void hv_fill(struct hv_dev *d, hv_tensor y, float value);
 
+/* y = the values of w, a matrix of weights as stored: scale[row] * q, rounded to the dtype of y. y [N, K] contiguous. */
+void hv_dequantize(struct hv_dev *d, hv_tensor y, hv_tensor w);
+
 /* y[r] = table[ids[r]]: y [R, K], table [V, K] of any float dtype, ids [R] on the host, each in 0..V-1. */
 void hv_gather_rows(struct hv_dev *d, hv_tensor y, hv_tensor table, const int32_t *ids);
 
@@ -44,15 +48,31 @@ void hv_swiglu(struct hv_dev *d, hv_tensor y, hv_tensor gate, hv_tensor up);    
 /* y = act(x w^T + bias): x [R, K], w [N, K], bias [N] or HV_NO, y [R, N]. y may not overlap x. */
 void hv_linear(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_act act);
 
+/* n products of one x, y[i] = act(x w[i]^T + bias[i]), all of one shape; bias[i] HV_NO for all or for none. Where y, w and bias
+ * are equally spaced in memory a GPU computes them as one batch; the result is that of n calls of hv_linear. n up to 3. */
+void hv_linears(struct hv_dev *d, int n, const hv_tensor *y, hv_tensor x, const hv_tensor *w, const hv_tensor *bias,
+                enum hv_act act);
+
+/* Bytes of d->scratch that products use: the first HV_LINEAR_SCRATCH are workspace, which may be less or none; behind them
+ * hv_linear_fp8_scratch holds x of up to `rows` rows and `width` columns in fp8, where d->fp8 is set. Needs no device. */
+#define HV_LINEAR_SCRATCH ((size_t)32 << 20)
+size_t hv_linear_fp8_scratch(int64_t rows, int64_t width);
+
 struct hv_attn {
     int     heads, kv_heads;            /* head h reads k, v of head h / (heads/kv_heads) */
     float   scale;                      /* of q k^T, usually D^-1/2 */
     int64_t step, offset;               /* step 0: every query sees every key; else query i sees the first
                                            min((i / step + 1) * step + offset, Lk) keys: 1 causal, P causal by frames of P */
     hv_tensor key_mask;                 /* u8 [Lk], 0: nobody sees this key; or HV_NO. Every query must see a key */
+    hv_tensor scratch;                  /* HV_BYTES, hv_attention_scratch of them or more; or HV_NO where that is 0 */
 };
 
-/* o = softmax(scale q k^T) v per head: q, o [Lq, H*D], k, v [Lk, kv_heads*D]. o may equal q. Never an Lq x Lk matrix. */
+/* Bytes that a back end needs beside q, k, v and o. Needs no device. kv_rows: Lk. */
+size_t hv_attention_scratch(enum hv_attention kind, int64_t rows, int64_t kv_rows, int heads, int64_t width);
+
+/* o = softmax(scale q k^T) v per head: q, o [Lq, H*D], k, v [Lk, kv_heads*D]. o may equal q (but for HV_ATT_CUDNN, which then
+ * takes HV_ATT_FLASH). Never an Lq x Lk matrix. The back end is that of the device (dev.h); shapes that it does not take
+ * (masks, steps, widths other than 128, short queries) go to one that does. */
 void hv_attention(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a);
 
 /* ---- norm ---- over the columns of each row; biased variance, two passes */
@@ -63,8 +83,11 @@ void hv_layer_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor weight,
 /* y = x / sqrt(mean(x^2) + eps) * weight. In place. */
 void hv_rms_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor weight, float eps);
 
-/* y = layer_norm(x, eps) * (1 + scale) + shift; scale, shift [K]. In place. */
-void hv_norm_modulate(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor shift, hv_tensor scale, float eps);
+/* stat[r] = (mean, 1 / sqrt(var + eps)) of row r: stat f32 [R, 2]. */
+void hv_row_stats(struct hv_dev *d, hv_tensor stat, hv_tensor x, float eps);
+
+/* y = layer_norm(x) * (1 + scale) + shift; scale, shift [K], stat of hv_row_stats. In place. */
+void hv_norm_modulate(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor stat, hv_tensor shift, hv_tensor scale);
 
 /* Rotary tables of an image grid, one pair of tables an axis: cos[a], sin[a] [extent_a, D_a/2]. Row r of the tensor is token
  * first + r of the grid, time slowest: its angles are those of its time, row and column, in this order. */

@@ -123,7 +123,7 @@ static int forward(struct bench *b, int cached, struct hv_err *e)
     for (int i = 0; i <= repeat; i++) {
         memset(&dev->count, 0, sizeof dev->count);
         const double t = now();
-        if (dit_forward(b->net, &call, e))
+        if (dit_forward(b->net, &call, 1, DIT_PLAIN, e))
             return e->code;
         if (i && now() - t < best)
             best = now() - t;
@@ -155,7 +155,7 @@ static int run(struct bench *b, struct hv_err *e)
         b->index[i] = i;
     dit_weights(&list, &b->c);
     if (!hv_weights_open_synth(&w, dev, &list, &(struct hv_synth_opts){.seed = 1}, e) &&
-        !dit_choose(&b->choice, &b->c, &b->s, 0, e) && !dit_open(&b->net, dev, w, &b->c, &b->s, &b->choice, e) && !prepare(b, e) &&
+        !dit_choose(&b->choice, &b->c, &b->s, NULL, e) && !dit_open(&b->net, dev, w, &b->c, &b->s, &b->choice, NULL, e) && !prepare(b, e) &&
         !forward(b, 0, e))
         forward(b, 1, e);
     dit_close(b->net);

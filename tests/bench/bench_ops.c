@@ -139,6 +139,7 @@ static double passes(int show)
     const int64_t n = 1536;
     hv_tensor x = tensor(HV_F32, 2, SHAPE(ROWS, n)), y = tensor(HV_F32, 2, SHAPE(ROWS, n)), g = tensor(HV_F32, 1, SHAPE(n));
     hv_tensor m = tensor(HV_F32, 1, SHAPE(ROWS)), h = tensor(HV_BF16, 2, SHAPE(ROWS, n)), w = hv_slice(g, 0, 0, 128);
+    hv_tensor stat = tensor(HV_F32, 2, SHAPE(ROWS, 2));
     struct hv_rope rope = {.grid = {5, 20, 23}};
     const double one = 4.0 * ROWS * (double)n;
     double sum = 0;
@@ -162,7 +163,8 @@ static double passes(int show)
     PASS("swiglu", 3 * one, 0, hv_swiglu(dev, y, x, y))
     PASS("layer_norm", 2 * one, 0, hv_layer_norm(dev, y, x, g, g, 1e-6f))
     PASS("rms_norm", 2 * one, 0, hv_rms_norm(dev, y, x, g, 1e-6f))
-    PASS("norm_modulate", 2 * one, 3, hv_norm_modulate(dev, y, x, g, g, 1e-6f))
+    PASS("row_stats", one, 2, hv_row_stats(dev, stat, x, 1e-6f))
+    PASS("norm_modulate", 2 * one, 3, hv_norm_modulate(dev, y, x, stat, g, g))
     PASS("qk_norm_rope", 2 * one, 4, hv_qk_norm_rope(dev, x, 12, w, 1e-6f, &rope))
     PASS("gated_add", 3 * one, 3, hv_gated_add(dev, x, g, y))
     PASS("masked_add", 3 * one, 0, hv_masked_add(dev, x, m, y))
@@ -173,7 +175,7 @@ static double passes(int show)
     PASS("fill", one, 0, hv_fill(dev, y, 1))
     for (int a = 0; a < 3; a++)
         release(rope.cos[a]), release(rope.sin[a]);
-    release(x), release(y), release(g), release(m), release(h);
+    release(x), release(y), release(g), release(m), release(h), release(stat);
     return sum;
 }
 

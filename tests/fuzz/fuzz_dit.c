@@ -16,11 +16,21 @@ static void plan(const struct dit_config *c)
     const struct dit_size s = {.frames = 33, .height = 4 * c->patch[1], .width = 6 * c->patch[2], .texts = 2, .text_len = 20,
                                .text_rows = 9, .full = 3, .cached = 1, .sound = 129, .clip_frames = 65, .windows = 2,
                                .branches = 2, .act = HV_BF16};
-    struct dit_choice choice = {0};
-    struct hv_err e = {0};
-
-    if (dit_choose(&choice, c, &s, (size_t)1 << 30, &e) ? e.code != HV_ENOMEM && e.code != HV_EINPUT : c->heads % choice.group)
-        abort();
+    for (int gpu = 0; gpu < 2; gpu++) {
+        struct dit_budget limit = {.device = (size_t)1 << 30};
+        struct dit_choice choice = {.resident_blocks = -1};
+        struct hv_err e = {0};
+        if (gpu)
+            limit.machine = dit_machine_of(0, 0, HV_ATT_FLASH, 0);
+        else
+            choice.resident_blocks = 0;
+        /* Thousands of blocks make the search long, not wrong. */
+        if (gpu && c->double_blocks + c->single_blocks > 64)
+            continue;
+        if (dit_choose(&choice, c, &s, &limit, &e) ? e.code != HV_ENOMEM && e.code != HV_EINPUT && e.code != HV_EUNSUP :
+            c->heads % choice.group)
+            abort();
+    }
 }
 
 static void list(const char *text)

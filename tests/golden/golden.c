@@ -98,6 +98,11 @@ void golden_error(struct golden *g, const char *name, const struct hv_err *e)
     golden_verdict(g, name, "", 0, "%s", e->code ? e->msg : "failed without a message");
 }
 
+int golden_bf16(const struct golden *g)
+{
+    return !strncmp(g->device, "cuda", 4);
+}
+
 int golden_exists(const char *path)
 {
     struct stat st;

@@ -11,10 +11,17 @@
 struct golden {
     int passed, failed, skipped;
     int threads;
-    const char *device;                 /* "cpu" */
+    const char *device;                 /* "cpu"; with "cuda" the bounds are those of bf16 */
     const char *bin;                    /* folder of the built tools, for parts that drive them */
     const char *only;                   /* run only cases whose path contains this, or NULL */
 };
+
+/* 1 on a GPU: activations and weights are bf16 there, and only what the READMEs say of bf16 can be asked. */
+int golden_bf16(const struct golden *g);
+
+/* 1 - cosine allowed to bf16 against a golden of f32, and the largest error where a golden has an rms of about 1. */
+#define GOLDEN_BF16_GAP 5e-4
+#define GOLDEN_BF16_ABS 0.15
 
 /* Compares two tensors of the same shape (any dtype, widened to f64) and prints: case, tensor, max abs error, 1 - cosine,
  * tolerance, verdict. max_abs < 0 or one_minus_cos < 0: not checked. A NaN is a failure. Returns 1 when it passed. */

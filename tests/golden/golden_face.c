@@ -388,7 +388,7 @@ static int net_open(struct net *n, const char *path, struct hv_err *e)
     face_weights(&list, &n->config);
     compare_names(n->c, &list);
     rc = hv_weights_open_synth(&n->weights, n->dev, &list,
-                               &(struct hv_synth_opts){strtoull(seed, NULL, 10), 1, strtof(gain, NULL)}, e);
+                               &(struct hv_synth_opts){.seed = strtoull(seed, NULL, 10), .as_stored = 1, .gain = strtof(gain, NULL)}, e);
     hv_wlist_close(&list);
     n->h1 = (int)picture.shape[0];
     n->w1 = (int)picture.shape[1];

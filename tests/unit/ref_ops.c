@@ -104,6 +104,11 @@ void ref_fill(hv_tensor y, double value)
         } while (next(i, y));
 }
 
+void ref_dequantize(hv_tensor y, hv_tensor w)
+{
+    ref_copy(y, w);                     /* ref_at applies the scales */
+}
+
 void ref_gather_rows(hv_tensor y, hv_tensor table, const int32_t *ids)
 {
     for (int64_t r = 0; r < y.shape[0]; r++)
@@ -218,14 +223,21 @@ void ref_layer_norm(hv_tensor y, hv_tensor x, hv_tensor weight, hv_tensor bias, 
     }
 }
 
-void ref_norm_modulate(hv_tensor y, hv_tensor x, hv_tensor shift, hv_tensor scale, double eps)
+void ref_row_stats(hv_tensor stat, hv_tensor x, double eps)
 {
-    for (int64_t r = 0; r < y.shape[0]; r++) {
+    for (int64_t r = 0; r < x.shape[0]; r++) {
         double mean, var;
         moments(x, r, &mean, &var);
-        for (int64_t c = 0; c < y.shape[1]; c++)
-            put2(y, r, c, (at2(x, r, c) - mean) / sqrt(var + eps) * (1 + at1(scale, c)) + at1(shift, c));
+        put2(stat, r, 0, mean);
+        put2(stat, r, 1, 1 / sqrt(var + eps));
     }
+}
+
+void ref_norm_modulate(hv_tensor y, hv_tensor x, hv_tensor stat, hv_tensor shift, hv_tensor scale)
+{
+    for (int64_t r = 0; r < y.shape[0]; r++)
+        for (int64_t c = 0; c < y.shape[1]; c++)
+            put2(y, r, c, (at2(x, r, c) - at2(stat, r, 0)) * at2(stat, r, 1) * (1 + at1(scale, c)) + at1(shift, c));
 }
 
 /* 1 / sqrt(mean of squares + eps) over n columns from `first`. */

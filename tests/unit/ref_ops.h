@@ -15,6 +15,7 @@ double ref_act(double x, enum hv_act act);
 
 void ref_copy(hv_tensor y, hv_tensor x);
 void ref_fill(hv_tensor y, double value);
+void ref_dequantize(hv_tensor y, hv_tensor w);
 void ref_gather_rows(hv_tensor y, hv_tensor table, const int32_t *ids);
 void ref_add(hv_tensor y, hv_tensor a, hv_tensor b);
 void ref_activation(hv_tensor y, hv_tensor x, enum hv_act act);
@@ -23,7 +24,8 @@ void ref_linear(hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_a
 void ref_attention(hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a);
 void ref_layer_norm(hv_tensor y, hv_tensor x, hv_tensor weight, hv_tensor bias, double eps);
 void ref_rms_norm(hv_tensor y, hv_tensor x, hv_tensor weight, double eps);
-void ref_norm_modulate(hv_tensor y, hv_tensor x, hv_tensor shift, hv_tensor scale, double eps);
+void ref_row_stats(hv_tensor stat, hv_tensor x, double eps);
+void ref_norm_modulate(hv_tensor y, hv_tensor x, hv_tensor stat, hv_tensor shift, hv_tensor scale);
 void ref_qk_norm_rope(hv_tensor y, hv_tensor x, int heads, hv_tensor weight, double eps, const struct hv_rope *rope);
 void ref_rope_half(hv_tensor y, hv_tensor x, int heads, hv_tensor cos, hv_tensor sin);
 void ref_gated_add(hv_tensor y, hv_tensor x, hv_tensor gate, hv_tensor b);

@@ -8,8 +8,12 @@
  *         expect(d, dy, y, r, 1e-6);
  *     DONE
  *
- * The body of EACH runs on devices of 1, 2, 3 and 4 threads. expect demands |result - r| <= tol * max |r|, the same bits on
- * all of them, and that nothing outside of the view was written. HV_TEST_DEVICE names the backend, "cpu" without it. */
+ * The body of EACH runs on devices of 1, 2, 3 and 4 threads; on a GPU twice, in memory of its own each time. expect
+ * demands |result - r| <= tol * max |r|, the same bits on all of them, and that nothing outside of the view was written.
+ * A result of 16 bits is the f32 result rounded once: half a unit of its last place is allowed on top, unless tol is 0.
+ *
+ * HV_TEST_DEVICE names the backend, "cpu" without it. HV_TEST_ACT: dtype of activations on a GPU, bf16 without it, or
+ * f16, or f32. HV_TEST_ONLY: a pattern of names, of the tests to run. */
 #ifndef RIG_H
 #define RIG_H
 
@@ -29,6 +33,7 @@
 
 #define RIG_DEVICES 4
 #define RIG_BUFFERS 64
+#define RIG_SCRATCH (64 << 20)         /* bytes of a GPU's scratch for matrix products */
 
 static struct rig {
     struct hv_dev *dev[RIG_DEVICES];
@@ -41,6 +46,8 @@ static struct rig {
     int            firsts, results;
     uint64_t       seed;
     hv_dtype       act;                             /* of activations */
+    int            count;                           /* devices */
+    int            gpu;
 } rig;
 
 static inline double rig_uniform(void)              /* -1 .. 1 */
@@ -148,14 +155,35 @@ static inline hv_tensor put(struct hv_dev *d, hv_tensor h)
     return t;
 }
 
+/* Half a unit in the last place of v, as t. */
+static inline double rig_half_ulp(hv_dtype t, double v)
+{
+    return t == HV_BF16 ? 0x1p-8 * fabs(v) : t == HV_F16 ? fmax(0x1p-11 * fabs(v), 0x1p-25) : 0;
+}
+
+/* A definition in double as a result that is exact: rounded to the dtype of activations. */
+static inline void narrow(hv_tensor r)
+{
+    double *p = r.data;
+
+    for (int64_t i = 0; i < hv_count(r); i++) {
+        const float f = (float)p[i];
+        uint32_t one = 0;
+        float back;
+        hv_from_f32(rig.act, &one, &f, 1);
+        hv_to_f32(&back, rig.act, &one, 1);
+        p[i] = (double)back;
+    }
+}
+
 /* Compares the view with r, and the rest of its buffer with what was there. */
-static inline void rig_compare(const char *got, hv_tensor h, hv_tensor r, double tol, const char *what)
+static inline void rig_compare(const char *got, hv_tensor h, hv_tensor r, double tol, double more, const char *what)
 {
     const int b = rig_buffer(h.data);
     const int64_t before = (char *)h.data - (char *)rig.host[b].p, size = (int64_t)hv_dtype_size(h.dtype);
     hv_tensor y = h;
     int64_t i[HV_MAX_DIMS] = {0}, left = hv_count(h);
-    double most = 0, worst = 0, top = 0;
+    double worst = 0, top = 0;
     char *seen = calloc(rig.host[b].bytes + 1, 1);
 
     y.data = (char *)(uintptr_t)got + before;
@@ -168,22 +196,22 @@ static inline void rig_compare(const char *got, hv_tensor h, hv_tensor r, double
         top = fmax(top, fabs(c));
         if (isnan(a) != isnan(c) || (isinf(c) && a != c))
             worst = INFINITY;
-        else if (fabs(a - c) > worst)
-            worst = fabs(a - c);
+        else if (!isnan(c) && !isinf(c))
+            worst = fmax(worst, fabs(a - c) - (tol + more > 0 ? 1.01 * rig_half_ulp(h.dtype, c) : 0));
         for (int k = h.ndim - 1; k >= 0 && ++i[k] == h.shape[k]; k--)
             i[k] = 0;
     }
-    most = tol * top;
-    if (!(worst <= most))
-        fail_msg("%s: error %.3g of %.3g is over %.3g", what, worst, top, most);
+    if (!(worst <= tol * top + more))
+        fail_msg("%s: error %.3g of %.3g is over %.3g", what, worst, top, tol * top + more);
     for (size_t k = 0; k < rig.host[b].bytes; k++)
         if (!seen[k] && got[k] != ((char *)rig.host[b].p)[k])
             fail_msg("%s: byte %zu outside of the result was written", what, k);
     free(seen);
 }
 
-/* The result t, in the place of h, against r. */
-static inline void expect_(struct hv_dev *d, hv_tensor t, hv_tensor h, hv_tensor r, double tol, const char *what)
+/* The result t, in the place of h, against r. more: error that is allowed on top. */
+static inline void expect_(struct hv_dev *d, hv_tensor t, hv_tensor h, hv_tensor r, double tol, double more,
+                           const char *what)
 {
     const int b = rig_buffer(h.data);
     const size_t bytes = rig.host[b].bytes;
@@ -197,17 +225,18 @@ static inline void expect_(struct hv_dev *d, hv_tensor t, hv_tensor h, hv_tensor
     if (hv_dev_sync(d, &e))
         fail_msg("%s: %s", what, e.msg);
     if (rig.at == 0) {
-        rig_compare(got, h, r, tol, what);
+        rig_compare(got, h, r, tol, more, what);
         assert_true(rig.firsts < 8);
         rig.first[rig.firsts++] = got;
         return;
     }
     if (memcmp(got, rig.first[rig.results++], bytes))
-        fail_msg("%s: %d threads give other bits than one", what, d->threads);
+        fail_msg("%s: other bits than the first, %s", what, rig.gpu ? "in other memory" : "with more threads");
     free(got);
 }
 
-#define expect(d, t, h, r, tol) expect_(d, t, h, r, tol, __func__)
+#define expect(d, t, h, r, tol) expect_(d, t, h, r, tol, 0, __func__)
+#define expect_and(d, t, h, r, tol, more) expect_(d, t, h, r, tol, more, __func__)
 
 static inline void rig_next(void)
 {
@@ -226,7 +255,7 @@ static inline void rig_done(void)
 }
 
 #define EACH(d)                                                                                                        \
-    for (rig.at = 0; rig.at < RIG_DEVICES; rig_next(), rig.at++) {                                                     \
+    for (rig.at = 0; rig.at < rig.count; rig_next(), rig.at++) {                                                       \
         struct hv_dev *d = rig.dev[rig.at];
 #define DONE                                                                                                           \
     }                                                                                                                  \
@@ -236,9 +265,13 @@ static inline void rig_done(void)
 static inline int rig_reset(void **state)
 {
     (void)state;
-    if (rig.at < RIG_DEVICES)
+    if (rig.at < rig.count)
         rig_next();
     rig_done();
+    for (int i = 0; i < rig.count; i++) {       /* a fault of one test is not that of the next */
+        rig.dev[i]->fault = (struct hv_err){0};
+        rig.dev[i]->faulted = 0;
+    }
     return 0;
 }
 
@@ -246,25 +279,39 @@ static inline int rig_reset(void **state)
 
 static inline int rig_open(void **state)
 {
-    const char *name = getenv("HV_TEST_DEVICE");
+    const char *name = getenv("HV_TEST_DEVICE"), *act = getenv("HV_TEST_ACT");
     struct hv_err e = {0};
 
     (void)state;
     rig.seed = 12345;
-    for (int i = 0; i < RIG_DEVICES; i++)
+    rig.gpu = name && !strncmp(name, "cuda", 4);
+    rig.count = rig.gpu ? 2 : RIG_DEVICES;
+    for (int i = 0; i < rig.count; i++)
         if (hv_dev_open(&rig.dev[i], name ? name : "cpu", i + 1, &e)) {
             fprintf(stderr, "%s\n", e.msg);
             return -1;
         }
-    rig.act = rig.dev[0]->kind == HV_CUDA ? HV_BF16 : HV_F32;
+    for (int i = 0; i < rig.count && rig.gpu; i++) {
+        const int64_t n = RIG_SCRATCH;
+        void *p = hv_dev_alloc(rig.dev[i], RIG_SCRATCH, &e);
+        if (!p) {
+            fprintf(stderr, "%s\n", e.msg);
+            return -1;
+        }
+        rig.dev[i]->scratch = hv_view(p, HV_BYTES, 1, &n);
+        rig.dev[i]->scratch.dev = (uint8_t)rig.dev[i]->kind;
+    }
+    rig.act = !rig.gpu || (act && !strcmp(act, "f32")) ? HV_F32 : act && !strcmp(act, "f16") ? HV_F16 : HV_BF16;
     return 0;
 }
 
 static inline int rig_close(void **state)
 {
     (void)state;
-    for (int i = 0; i < RIG_DEVICES; i++)
+    for (int i = 0; i < rig.count && rig.dev[i]; i++) {
+        hv_dev_free(rig.dev[i], rig.dev[i]->scratch.data);
         hv_dev_close(rig.dev[i]);
+    }
     return 0;
 }
 

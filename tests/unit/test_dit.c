@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include <malloc.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,7 +103,9 @@ struct rig {
     struct dit_config  c;
     struct dit_size    s;
     struct dit_choice  choice;
+    struct hv_stream_opts stream;
     struct hv_dev     *dev;
+    struct hv_dev_info info;
     struct hv_weights *w;
     struct hv_wlist    list;
     struct dit        *net;
@@ -155,13 +158,23 @@ static void open_rig(struct rig *r, const char *device, int threads)
     dit_weights(&r->list, &r->c);
     hv_dev_open(&r->dev, device, threads, &e);
     assert_int_equal(e.code, 0);
+    assert_int_equal(hv_dev_info(r->dev, &r->info, &e), 0);
+    dit_for_device(&r->s, &r->choice, NULL, &r->c, r->dev->kind, NULL, HV_BF16, 0);
     hv_weights_open_synth(&r->w, r->dev, &r->list, &synth, &e);
-    dit_choose(&r->choice, &r->c, &r->s, 0, &e);
-    dit_open(&r->net, r->dev, r->w, &r->c, &r->s, &r->choice, &e);
+    dit_choose(&r->choice, &r->c, &r->s, NULL, &e);
+    dit_open(&r->net, r->dev, r->w, &r->c, &r->s, &r->choice, &r->stream, &e);
     dit_sound(r->net, hv_view(r->sound, HV_F32, 4, (const int64_t[]){SOUND, 10, 5, 3}), &e);
     dit_prepare(r->net, &r->text, 1, r->moment, 2, &fixed, &e);
     if (e.code)
         fail_msg("%s", e.msg);
+}
+
+/* HV_TEST_DEVICE names the device of the tests that compare a device with itself. */
+static const char *device_here(void)
+{
+    const char *name = getenv("HV_TEST_DEVICE");
+
+    return name ? name : "cpu";
 }
 
 static void close_rig(struct rig *r)
@@ -176,7 +189,7 @@ static void forward(struct rig *r)
 {
     struct hv_err e = {0};
 
-    if (dit_forward(r->net, &r->call, &e))
+    if (dit_forward(r->net, &r->call, 1, DIT_PLAIN, &e))
         fail_msg("%s", e.msg);
 }
 
@@ -224,6 +237,83 @@ static void choices(void **state)
         assert_true(distance(&b, &a) <= 1e-5);
         close_rig(&b);
     }
+}
+
+/* Where x and o live, how weights arrive, in which order the branches go: with the same groups and chunks the same bits. */
+static void tiers(void **state)
+{
+    static const struct dit_choice tried[] = {
+        {.tier = DIT_TIER_DEVICE, .apart = 1}, {.tier = DIT_TIER_O_HOST}, {.tier = DIT_TIER_O_HOST, .apart = 1}, {.tier = DIT_TIER_X_HOST},
+        {.tier = DIT_TIER_X_HOST, .apart = 1}, {.tier = DIT_TIER_X_HOST, .ahead = DIT_AHEAD_ON},
+        {.tier = DIT_TIER_X_HOST, .ahead = DIT_AHEAD_ON, .apart = 1}, {.ring = DIT_RING_BLOCKS}, {.ring = DIT_RING_SEGMENTS},
+        {.ring = DIT_RING_SEGMENTS, .resident_blocks = 3}, {.ring = DIT_RING_SEGMENTS, .resident_blocks = DIT_ALL},
+        {.tier = DIT_TIER_X_HOST, .ring = DIT_RING_SEGMENTS, .ahead = DIT_AHEAD_ON, .resident_blocks = 1},
+        {.ring = DIT_RING_BLOCKS, .branches = DIT_BRANCHES_PAIRED}, {.branches = DIT_BRANCHES_PAIRED},
+    };
+    static float cached[16 * T * SIDE * SIDE], first[16 * T * SIDE * SIDE];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof tried / sizeof *tried + 1; i++) {
+        struct dit_call call[2];
+        struct hv_err e = {0};
+        fill(&b, "11111110011");
+        b.s.branches = 2;
+        if (i)
+            b.choice = tried[i - 1];
+        b.choice.group = 2;
+        b.choice.rows_attn = 13;
+        b.choice.rows_mlp = 17;
+        if (!b.choice.ring && strcmp(device_here(), "cpu"))
+            b.choice.ring = DIT_RING_BLOCKS;            /* not streamed, matrices would stay f32 */
+        if (b.choice.ring)
+            b.choice.ring_bytes = dit_ring_bytes(&b.c, b.choice.ring, HV_F32);
+        if (b.choice.resident_blocks)
+            b.choice.resident_bytes = dit_resident_bytes(&b.c, b.choice.resident_blocks, HV_F32, NULL);
+        if (b.choice.ring)
+            b.stream = (struct hv_stream_opts){.delay_copy = i % 2 ? 2e-4 : 0, .delay_compute = i % 2 ? 0 : 2e-4, .poison = 1};
+        open_rig(&b, device_here(), 2);
+        for (int round = 0; round < 3; round++) {               /* in full, again, and from the step cache */
+            for (int k = 0; k < 2; k++) {
+                call[k] = b.call;
+                call[k].branch = k;
+                call[k].cache = round == 2 ? DIT_LOAD : DIT_SAVE;
+                call[k].moment = round == 2;
+            }
+            call[0].out.data = a.out;
+            memset(a.out, 0, sizeof a.out);
+            memset(b.out, 0, sizeof b.out);
+            if (dit_forward(b.net, call, 2, round == 1 ? DIT_LOAD : DIT_PLAIN, &e))
+                fail_msg("choice %zu: %s", i, e.msg);
+            assert_memory_equal(a.out, b.out, sizeof b.out);    /* both branches hear the same here */
+            if (!i)
+                memcpy(round == 2 ? cached : first, b.out, sizeof b.out);
+            else if (memcmp(round == 2 ? cached : first, b.out, sizeof b.out))
+                fail_msg("choice %zu gives other bits in round %d", i, round);
+        }
+        close_rig(&b);
+    }
+}
+
+/* Between the first forward and the last nothing is allocated: neither large pieces on the host nor anything on the device. */
+static void no_allocation(void **state)
+{
+    struct hv_dev_info before, after;
+    struct hv_err e = {0};
+
+    (void)state;
+    fill(&b, "11111110011");
+    b.choice = (struct dit_choice){.ring = DIT_RING_SEGMENTS, .tier = DIT_TIER_X_HOST, .ring_bytes = dit_ring_bytes(&b.c, DIT_RING_SEGMENTS, HV_F32)};
+    open_rig(&b, device_here(), 2);
+    forward(&b);
+    const size_t large = mallinfo2().hblkhd;
+    hv_dev_info(b.dev, &before, &e);
+    for (int i = 0; i < 4; i++)
+        forward(&b);
+    hv_dev_info(b.dev, &after, &e);
+    assert_int_equal(mallinfo2().hblkhd, large);
+    if (b.dev->kind == HV_CUDA)
+        assert_int_equal(before.free, after.free);
+    close_rig(&b);
 }
 
 static void threads(void **state)
@@ -275,10 +365,10 @@ static void step_cache(void **state)
     open_rig(&a, "cpu", 2);
     a.call.cache = DIT_LOAD;
     a.call.moment = 1;
-    assert_int_equal(dit_forward(a.net, &a.call, &e), HV_EINPUT);      /* nothing was saved */
+    assert_int_equal(dit_forward(a.net, &a.call, 1, DIT_PLAIN, &e), HV_EINPUT);      /* nothing was saved */
     a.call.cache = DIT_PLAIN;
     memset(&e, 0, sizeof e);
-    assert_int_equal(dit_forward(a.net, &a.call, &e), HV_EINPUT);      /* this moment is for the cache alone */
+    assert_int_equal(dit_forward(a.net, &a.call, 1, DIT_PLAIN, &e), HV_EINPUT);      /* this moment is for the cache alone */
     a.call.cache = DIT_SAVE;
     a.call.moment = 0;
     forward(&a);
@@ -348,7 +438,7 @@ static void budgets(void **state)
         struct dit_choice choice = {0};
         struct hv_plan device = {.budget = mib << 20}, host = {0};
         struct hv_err e = {0};
-        if (dit_choose(&choice, &c, &s, mib << 20, &e)) {
+        if (dit_choose(&choice, &c, &s, &(struct dit_budget){.device = mib << 20}, &e)) {
             assert_int_equal(e.code, HV_ENOMEM);
             assert_non_null(strstr(e.msg, "x 4"));
             assert_true(!rows);
@@ -364,7 +454,95 @@ static void budgets(void **state)
     assert_int_equal(group, 4);
     struct dit_choice odd = {.group = 5};
     struct hv_err e = {0};
-    assert_int_equal(dit_choose(&odd, &c, &s, 0, &e), HV_EUSAGE);
+    assert_int_equal(dit_choose(&odd, &c, &s, NULL, &e), HV_EUSAGE);
+}
+
+/* The table of memory.md 2.7, to the byte: the rows of the fullest phase, a context of 350 MiB and 32 MiB for products. */
+static void exact_plans(void **state)
+{
+    static const struct {
+        int64_t group, rows_attn, rows_mlp;
+        enum dit_tier tier;
+        int64_t ring;
+        int     expand;
+        int64_t bytes[2];               /* at 704x768 and 704x1216 */
+    } row[] = {
+        {24, 8192, 8192, DIT_TIER_DEVICE, 931358720, 0, {3204101376, 4254854464}},
+        {8, 8192, 4096, DIT_TIER_DEVICE, 931358720, 0, {2613753088, 3321359680}},
+        {4, 8192, 4096, DIT_TIER_DEVICE, 466266112, 1, {2124018944, 2660052288}},
+        {4, 8192, 4096, DIT_TIER_DEVICE, 466266112, 0, {2001073408, 2622893376}},
+        {2, 4096, 2048, DIT_TIER_DEVICE, 151179264, 0, {1587027200, 2165953856}},
+        {4, 8192, 2048, DIT_TIER_O_HOST, 302051328, 0, {1467890944, 1875244352}},
+        {4, 4096, 2048, DIT_TIER_O_HOST, 151179264, 0, {1291853056, 1699206464}},
+        {4, 4096, 2048, DIT_TIER_X_HOST, 302051328, 0, {1050295552, 1200289088}},
+        {4, 4096, 2048, DIT_TIER_X_HOST, 151179264, 0, {899423488, 1049417024}},
+        {2, 2048, 1024, DIT_TIER_X_HOST, 80277504, 0, {680082688, 765736256}},
+    };
+    const struct dit_config c = dit_config_full();
+
+    (void)state;
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++)
+        for (int wide = 0; wide < 2; wide++) {
+            struct dit_size s = full_size();
+            struct dit_choice k = {.group = row[i].group, .rows_attn = row[i].rows_attn, .rows_mlp = row[i].rows_mlp, .tier = row[i].tier,
+                                   .ring_bytes = row[i].ring, .gemm = row[i].expand ? DIT_GEMM_EXPAND : DIT_GEMM_FUSED};
+            struct hv_plan device = {0}, host = {0};
+            struct hv_err e = {0};
+            int64_t most = 0;
+            s.width = wide ? 152 : 96;
+            s.text_len = s.text_rows = 256;
+            s.scratch = 32 << 20;
+            s.weights = HV_I8;
+            assert_int_equal(dit_plan(&device, &host, &c, &s, &k, &e), 0);
+            for (int phase = 0; phase < 8; phase++) {
+                int64_t sum = 350 << 20;
+                for (int r = 0; r < device.n; r++)
+                    sum += device.row[r].phases >> phase & 1 ? (int64_t)device.row[r].bytes : 0;
+                most = sum > most ? sum : most;
+            }
+            if (most != row[i].bytes[wide])
+                fail_msg("row %zu, %s: %lld bytes, expected %lld", i, wide ? "704x1216" : "704x768", (long long)most,
+                         (long long)row[i].bytes[wide]);
+            if (hv_plan_bytes(&device) + (350 << 20) > (size_t)most + (size_t)most / 200)      /* placement costs next to nothing */
+                fail_msg("row %zu: placed in %zu bytes of %lld", i, hv_plan_bytes(&device), (long long)most);
+        }
+    assert_true(dit_ring_bytes(&c, DIT_RING_BLOCKS, HV_BF16) - 931358720 < 64 << 10);      /* the adapter's norm is f32, tensors aligned */
+    assert_true(dit_ring_bytes(&c, DIT_RING_BLOCKS, HV_BF16) >= 931358720);
+}
+
+/* A GPU's planner: any budget fits or is refused, and more memory never costs time, to the hundredth in which times are equal. */
+static void planner(void **state)
+{
+    static const struct { int arch, units; } chip[] = {{0, 0}, {86, 28}, {89, 24}, {90, 132}, {120, 170}};
+    static const hv_dtype weights[] = {HV_BF16, HV_I8};
+    const struct dit_config c = dit_config_full();
+
+    (void)state;
+    for (size_t g = 0; g < sizeof chip / sizeof *chip; g++)
+        for (size_t w = 0; w < 2; w++) {
+            struct dit_size s = full_size();
+            double before = 0;
+            s.scratch = 32 << 20;
+            s.weights = weights[w];
+            for (int mib = 512; mib <= 24576; mib = mib < 2048 ? mib + 256 : mib * 3 / 2) {
+                struct dit_budget limit = {.device = (size_t)mib << 20, .machine = dit_machine_of(chip[g].arch, chip[g].units, HV_ATT_FLASH, 0)};
+                struct dit_choice k = {.resident_blocks = -1}, again = k;
+                struct hv_plan device = {.budget = limit.device}, host = {0};
+                struct hv_err e = {0};
+                if (dit_choose(&k, &c, &s, &limit, &e)) {
+                    assert_int_equal(e.code, HV_ENOMEM);
+                    assert_true(before == 0);
+                    continue;
+                }
+                assert_int_equal(dit_plan(&device, &host, &c, &s, &k, &e), 0);
+                const double t = dit_seconds(&c, &s, &k, &limit.machine);
+                assert_true(t > 0 && (before == 0 || t <= before * 1.0101));
+                before = t;
+                assert_int_equal(dit_choose(&again, &c, &s, &limit, &e), 0);
+                assert_memory_equal(&k, &again, sizeof k);
+            }
+            assert_true(before > 0);
+        }
 }
 
 /* The full-size forward on the dry device: its work is that of the specification, 4.886e15. */
@@ -394,12 +572,12 @@ static void full_size_dry(void **state)
     dit_weights(&list, &c);
     hv_dev_open(&dev, "dry", 1, &e);
     hv_weights_open(&w, dev, NULL, &list, &e);
-    dit_choose(&choice, &c, &s, 0, &e);
-    dit_open(&net, dev, w, &c, &s, &choice, &e);
+    dit_choose(&choice, &c, &s, NULL, &e);
+    dit_open(&net, dev, w, &c, &s, &choice, NULL, &e);
     dit_sound(net, hv_view(planes, HV_F32, 4, (const int64_t[]){1, 10, 5, 384}), &e);
     dit_prepare(net, &text, 1, m, 2, &fixed, &e);
     memset(&dev->count, 0, sizeof dev->count);
-    dit_forward(net, &call, &e);
+    dit_forward(net, &call, 1, DIT_PLAIN, &e);
     if (e.code)
         fail_msg("%s", e.msg);
     assert_true(fabs((double)dev->count.flops / 4.886e15 - 1) < 2e-3);
@@ -440,8 +618,8 @@ static void not_a_number(void **state)
     dit_weights(&a.list, &a.c);
     hv_dev_open(&a.dev, "cpu", 2, &e);
     hv_weights_open_synth(&a.w, a.dev, &a.list, &(struct hv_synth_opts){.seed = 3}, &e);
-    dit_choose(&a.choice, &a.c, &a.s, 0, &e);
-    assert_int_equal(dit_open(&a.net, a.dev, a.w, &a.c, &a.s, &a.choice, &e), 0);
+    dit_choose(&a.choice, &a.c, &a.s, NULL, &e);
+    assert_int_equal(dit_open(&a.net, a.dev, a.w, &a.c, &a.s, &a.choice, NULL, &e), 0);
     assert_int_equal(denoise(a.net, &j, latents, &e), HV_ENUM);
     assert_non_null(strstr(e.msg, "step 0 of 2"));
     assert_non_null(strstr(e.msg, "img_in"));
@@ -451,9 +629,9 @@ static void not_a_number(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(weights_list), cmocka_unit_test(configs), cmocka_unit_test(choices), cmocka_unit_test(threads),
+        cmocka_unit_test(weights_list), cmocka_unit_test(configs), cmocka_unit_test(choices), cmocka_unit_test(tiers), cmocka_unit_test(no_allocation), cmocka_unit_test(threads),
         cmocka_unit_test(padding), cmocka_unit_test(one_token), cmocka_unit_test(step_cache), cmocka_unit_test(mismatches),
-        cmocka_unit_test(sound_frames), cmocka_unit_test(budgets), cmocka_unit_test(full_size_dry), cmocka_unit_test(not_a_number),
+        cmocka_unit_test(sound_frames), cmocka_unit_test(budgets), cmocka_unit_test(exact_plans), cmocka_unit_test(planner), cmocka_unit_test(full_size_dry), cmocka_unit_test(not_a_number),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

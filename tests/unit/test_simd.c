@@ -236,6 +236,14 @@ static void norms(void **state)
             for (int64_t i = 0; i < n; i++)
                 near(t->name, "norm", (double)y[i], ((double)x[i] - mean) / sqrt(var + 1e-3) * (1 + (double)w[i]) + (double)b[i],
                      2e-6, 2);
+            float stat[2];
+            t->stats(stat, x, n, 1e-3f);
+            near(t->name, "mean", (double)stat[0], mean, 3e-7, 3);
+            near(t->name, "1/std", (double)stat[1], 1 / sqrt(var + 1e-3), 1e-6, 1 / sqrt(var + 1e-3));
+            t->modulate(y, x, n, stat, w, b);
+            for (int64_t i = 0; i < n; i++)
+                near(t->name, "modulate", (double)y[i],
+                     ((double)x[i] - (double)stat[0]) * (double)stat[1] * (1 + (double)w[i]) + (double)b[i], 1e-6, 4);
             t->rms(y, x, n, w, 1e-3f);
             for (int64_t i = 0; i < n; i++)
                 near(t->name, "rms", (double)y[i], (double)x[i] / sqrt(square + 1e-3) * (double)w[i], 1e-6, 2);

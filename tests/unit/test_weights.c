@@ -292,6 +292,59 @@ static void synthetic(void **state)
     hv_wlist_close(&l);
 }
 
+/* Groups, a cut tensor, their bytes; on the host, taking a group changes nothing. */
+static void groups(void **state)
+{
+    const struct hv_synth_opts synth = {.seed = 9};
+    struct hv_wlist l = {0};
+    struct hv_weights *w = NULL;
+    struct hv_err e = {0};
+
+    (void)state;
+    hv_wlist_add(&l, HV_BF16, HV_KEEP, 1, (int64_t[]){3}, "none");
+    hv_wlist_group(&l, "block.%d", 0);
+    hv_wlist_add(&l, HV_BF16, HV_QUANT, 2, (int64_t[]){100, 8}, "cut.weight");
+    hv_wlist_split(&l, 30);
+    hv_wlist_add(&l, HV_F32, HV_KEEP, 1, (int64_t[]){5}, "norm.weight");
+    hv_wlist_cycle(&l);
+    hv_wlist_group(&l, "block.%d", 1);
+    hv_wlist_add(&l, HV_BF16, HV_KEEP, 5, (int64_t[]){2, 3, 1, 2, 2}, "conv.weight");
+    hv_wlist_add(&l, HV_BF16, HV_QUANT_MODULATION, 2, (int64_t[]){4, 4}, "mod.weight");
+    hv_wlist_add(&l, HV_BF16, HV_KEEP, 0, NULL, "number");
+    hv_wlist_group(&l, NULL);
+    hv_wlist_add(&l, HV_BF16, HV_KEEP, 1, (int64_t[]){3}, "none.too");
+    assert_int_equal(l.fault, 0);
+    assert_int_equal(l.groups, 2);
+    assert_int_equal(l.cycle, 1);
+    assert_int_equal(hv_wlist_find_group(&l, "block.1"), 1);
+    assert_int_equal(hv_wlist_find_group(&l, "block.2"), -1);
+    assert_int_equal(hv_wlist_find(&l, "none")->group, -1);
+    assert_int_equal(hv_wlist_find(&l, "none.too")->group, -1);
+    assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_BF16, 0), 30 * 8 * 2 + 5 * 4);
+    assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_BF16, 1), 512 + 256);
+    assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_F32, 0), 30 * 8 * 4 + 5 * 4);
+    assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_I8, 0), 30 * 8 + 30 * 4 + 5 * 4);
+    assert_int_equal(hv_wlist_group_bytes(&l, 1, HV_NONE, 0), (70 * 8 + 24 + 16 + 1) * 2);
+    assert_int_equal(hv_wlist_group_bytes(&l, 1, HV_F8_E4M3, 0), 70 * 8 + 70 * 4 + (24 + 16 + 1) * 2);
+    assert_int_equal(hv_wlist_largest(&l, 0, HV_BF16), 1280 + 3 * 256);
+
+    assert_int_equal(hv_weights_open_synth(&w, cpu, &l, &synth, &e), 0);
+    assert_int_equal(hv_weights_group_bytes(w, 0, 0), 1024 + 256);                  /* f32, as this model is */
+    assert_int_equal(hv_weights_group_bytes(w, 0, 1), 512 + 256);
+    const float *before = hv_weight(w, "cut.weight").data;
+    for (int i = 0; i < 2; i++) {
+        hv_weights_take(w, l.group[i]);
+        assert_ptr_equal(hv_weight(w, "cut.weight").data, before);
+        hv_weights_give(w, l.group[i]);
+    }
+    hv_weights_next(w, "block.0");                                                  /* there is no stream */
+    assert_int_equal(hv_weights_streamed(w), 0);
+    hv_weights_unstream(w);
+    assert_int_equal(hv_dev_sync(cpu, &e), 0);
+    hv_weights_close(w);
+    hv_wlist_close(&l);
+}
+
 /* ---- kinds ---- */
 
 static const struct hv_kind *list_of(struct hv_wlist *l, const char *config)
@@ -386,6 +439,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hands_out),   cmocka_unit_test(quantized),  cmocka_unit_test(refuses),
         cmocka_unit_test(names_eight), cmocka_unit_test(dry_device), cmocka_unit_test(synthetic),
+        cmocka_unit_test(groups),
         cmocka_unit_test(full_transformer), cmocka_unit_test(other_kinds),
     };
 

@@ -13,7 +13,8 @@
 #define PART "transformer"
 
 struct options o = {.steps = 50, .seed = 128, .shift = 5, .guidance = 7.5, .text_rows = 831, .rng = "cuda", .cache = "scaled",
-                    .carry = "float32"};
+                    .carry = "float32", .activations = "auto", .gemm = "auto", .ring = "auto", .attention = "auto", .stream = "auto",
+                    .branches = "auto", .ahead = "auto", .resident = "auto", .dtype = "as-is", .repeat = 3};
 
 static const struct hv_opt opts[] = {
     {"steps", 0, HV_OPT_INT, &o.steps, "N", "denoising steps (default: 50)", 1, FLOW_STEPS_MAX},
@@ -31,10 +32,21 @@ static const struct hv_opt opts[] = {
     {"head-group", 0, HV_OPT_INT, &o.head_group, "N", "heads at a time; divides the model's heads (default: auto)", 1, 1024},
     {"chunk-rows", 0, HV_OPT_STR, &o.chunk_rows, "N[,N]", "rows at a time, in attention and MLP (default: auto)", 0, 0},
     {"keep-ref", 0, HV_OPT_FLAG, &o.keep_ref, NULL, "keep the embedded reference on the device instead of making it anew", 0, 0},
+    {"activations", 0, HV_OPT_STR, &o.activations, "TIER", "GPU: x and o on the device, o-host or x-host (default: auto)", 0, 0},
+    {"attention", 0, HV_OPT_STR, &o.attention, "KIND", "GPU: math, flash, cudnn, sage, sage-fp8 (default: auto, an exact one)", 0, 0},
+    {"gemm", 0, HV_OPT_STR, &o.gemm, "KIND", "GPU: quantized weights by expand, fused or fp8 products (default: auto)", 0, 0},
+    {"stream", 0, HV_OPT_STR, &o.stream, "MODE", "GPU: weights by pin, part, register, map or direct (default: auto)", 0, 0},
+    {"ring", 0, HV_OPT_STR, &o.ring, "KIND", "GPU: weights in flight: blocks, segments or a size (default: auto)", 0, 0},
+    {"resident-blocks", 0, HV_OPT_STR, &o.resident, "N", "GPU: blocks that stay: a number, all (default: auto)", 0, 0},
+    {"branches", 0, HV_OPT_STR, &o.branches, "KIND", "GPU: guidance branches alone or paired (default: auto)", 0, 0},
+    {"ahead", 0, HV_OPT_STR, &o.ahead, "on|off", "GPU, x-host: make the next keys during attention (default: auto)", 0, 0},
+    {"weights-dtype", 0, HV_OPT_STR, &o.dtype, "TYPE", "with --plan and --bench: bf16, int8 or fp8 (default: bf16)", 0, 0},
+    {"bench", 0, HV_OPT_OPTSTR, &o.bench, "json", "time a forward at --size with synthetic weights, and leave", 0, 0},
+    {"repeat", 0, HV_OPT_INT, &o.repeat, "N", "with --bench: forwards that are timed (default: 3)", 1, 1000},
     {"plan", 0, HV_OPT_OPTSTR, &o.plan, "json", "print the memory plan and leave; needs no weights, no GPU", 0, 0},
-    {"size", 0, HV_OPT_STR, &o.size, "WxH", "with --plan: pixels, when no files are named", 0, 0},
-    {"frames", 0, HV_OPT_STR, &o.frames, "N", "with --plan: video frames (default: 129)", 0, 0},
-    {"text-rows", 0, HV_OPT_INT, &o.text_rows, "N", "with --plan: text tokens (default: 831)", 1, 65536},
+    {"size", 0, HV_OPT_STR, &o.size, "WxH", "with --plan and --bench: pixels", 0, 0},
+    {"frames", 0, HV_OPT_STR, &o.frames, "N", "with --plan and --bench: video frames (default: 129)", 0, 0},
+    {"text-rows", 0, HV_OPT_INT, &o.text_rows, "N", "with --plan and --bench: text tokens (default: 831)", 1, 65536},
     {0}
 };
 
@@ -65,7 +77,7 @@ static int read_config(struct dit_config *c, struct hv_err *e)
     json_t *json = NULL;
 
     *c = dit_config_full();
-    if (o.plan && (!o.c.model || !*o.c.model))
+    if ((o.plan || o.bench) && (!o.c.model || !*o.c.model))
         return 0;
     if (!hv_part_config(&json, o.c.model, PART, e) && dit_config_parse(c, json, e))
         hv_context(e, "%s/" PART "/config.json", o.c.model);
@@ -115,7 +127,7 @@ static int read_operands(struct denoise_job *j, struct input *x, struct hv_err *
     return hv_operands_meta_int(&x->in, "hv.frames", 1, 10000000, &x->wanted, e);
 }
 
-/* Shapes alone, for --plan without files. */
+/* Shapes alone, for --plan without files and --bench. */
 static void shapes_only(struct denoise_job *j, struct input *x, const struct settings *s)
 {
     const struct dit_config *c = &x->config;
@@ -196,31 +208,100 @@ static int draw_noise(struct denoise_job *j, struct input *x, const struct setti
 
 /* ---- compute and write ---- */
 
+/* How the blocks' matrices are stored: as the first of them. */
+static hv_dtype block_dtype(const struct hv_weights *w)
+{
+    const struct hv_wlist *l = hv_weights_list(w);
+
+    for (int i = 0; i < l->n; i++)
+        if (l->w[i].quant == HV_QUANT) {
+            const hv_dtype t = hv_weights_dtype(w, l->w[i].name);
+            return t == HV_I8 || t == HV_F8_E4M3 ? t : HV_BF16;
+        }
+    return HV_BF16;
+}
+
+int open_device(struct hv_dev **d, const struct settings *s, struct hv_dev_info *info, struct hv_err *e)
+{
+    if (hv_dev_open(d, o.c.device, (int)o.c.threads, e) || hv_dev_info(*d, info, e))
+        return e->code;
+    (*d)->attention = s->choice.attention;
+    (*d)->fp8 = s->fp8;
+    if (s->choice.attention == HV_ATT_CUDNN && (*d)->kind == HV_CUDA && !info->cudnn)
+        return hv_fail(e, HV_EDEVICE, "--attention cudnn: no libcudnn 9 was found; flash needs none");
+    return 0;
+}
+
+uint64_t measured_bytes(const struct fitted *f, const struct hv_dev_info *before, const struct hv_dev_info *now)
+{
+    const uint64_t context = before->context ? before->context : f->context;
+
+    return context + (before->free > now->free ? before->free - now->free : 0);
+}
+
+/* Memory as it was planned and as it was: what the device has less of now than when it was opened. */
+static void say_memory(const struct hv_dev *d, const struct fitted *f, const struct hv_dev_info *before)
+{
+    struct hv_dev_info now;
+    struct hv_err e = {0};
+
+    if (d->kind != HV_CUDA || hv_dev_info((struct hv_dev *)d, &now, &e))
+        return;
+    hv_note(&cli, "memory: predicted %.1f MiB, measured %.1f MiB (context %.1f%s)",
+            (double)(hv_plan_bytes(&f->device) + f->context) / 1048576,
+            (double)measured_bytes(f, before, &now) / 1048576, (double)f->context / 1048576, before->context ? "" : ", assumed");
+}
+
+/* The one place where memory can run out. What would fit what is free now is named. */
+static void name_smaller(const struct hv_dev *d, const struct fitted *f, const struct settings *s, const struct denoise_job *j,
+                         struct hv_err *e)
+{
+    static struct fitted smaller;
+    struct hv_dev_info now;
+    struct hv_err ignored = {0};
+    char text[400];
+
+    if (e->code != HV_ENOMEM || d->kind != HV_CUDA || hv_dev_info((struct hv_dev *)d, &now, &ignored))
+        return;
+    *e = (struct hv_err){0};
+    now.context = f->context;
+    if (fit(&smaller, s, j, &now, f->size.weights, &ignored))
+        hv_fail(e, HV_ENOMEM, "cuda: out of memory: %.1f MiB requested, %.1f MiB free on %s; no smaller plan fits",
+                (double)hv_plan_bytes(&f->device) / 1048576, (double)now.free / 1048576, now.name);
+    else
+        hv_fail(e, HV_ENOMEM, "cuda: out of memory: %.1f MiB requested, %.1f MiB free on %s; next smaller: --vram %.0fM (%s)",
+                (double)hv_plan_bytes(&f->device) / 1048576, (double)now.free / 1048576, now.name,
+                (double)(hv_plan_bytes(&smaller.device) + f->context) / 1048576 + 1, choice_text(text, sizeof text, &smaller));
+}
+
 static int compute(struct denoise_job *j, const struct settings *s, float *latents, char model[128], struct hv_err *e)
 {
+    static struct fitted f;
     struct hv_dev *dev = NULL;
     struct hv_weights *w = NULL;
     struct hv_wlist list = {0};
-    struct hv_plan device = {0}, host = {0};
-    struct dit_choice choice = s->choice;
-    struct dit_size size;
     struct dit *net = NULL;
     struct hv_progress progress;
+    struct hv_dev_info info = {0};
+    char text[400];
 
     hv_progress_open(&progress, &cli);
     dit_weights(&list, j->config);
-    if (!fit(&size, &choice, &device, &host, j, e) && !hv_dev_open(&dev, o.c.device, (int)o.c.threads, e) &&
-        !hv_part_weights(&w, dev, o.c.model, PART, &list, e) &&
-        !dit_open(&net, dev, w, j->config, &size, &choice, e)) {
-        hv_note_verbose(&cli, "device %.1f MiB, host %.1f MiB; groups of %lld heads, chunks of %lld rows",
-                        (double)hv_plan_bytes(&device) / 1048576, (double)hv_plan_bytes(&host) / 1048576, (long long)choice.group,
-                        (long long)choice.rows_mlp);
+    if (!open_device(&dev, s, &info, e) && !hv_part_weights(&w, dev, o.c.model, PART, &list, e) &&
+        !fit(&f, s, j, dev->kind == HV_CUDA ? &info : NULL, block_dtype(w), e) &&
+        !dit_open(&net, dev, w, j->config, &f.size, &f.choice, &f.stream, e)) {
+        hv_note_verbose(&cli, "device %.1f MiB, host %.1f MiB; %s", (double)(hv_plan_bytes(&f.device) + f.context) / 1048576,
+                        (double)hv_plan_bytes(&f.host) / 1048576, choice_text(text, sizeof text, &f));
         dev->report = hv_progress_step;
         dev->report_ctx = &progress;
         denoise(net, j, latents, e);
         snprintf(model, 128, "%s", hv_weights_digest(w));
+    } else if (dev && w) {
+        name_smaller(dev, &f, s, j, e);
     }
     hv_progress_close(&progress);
+    if (net && !e->code)
+        say_memory(dev, &f, &info);
     dit_close(net);
     hv_weights_close(w);
     hv_dev_close(dev);
@@ -288,13 +369,13 @@ int main(int argc, char **argv)
         return hv_exit("hv-denoise", &e);
     if (!rc)
         rc = read_config(&x.config, &e);
-    if (!rc && o.plan && !o.c.n_operands)
+    if (!rc && ((o.plan && !o.c.n_operands) || o.bench))
         shapes_only(&j, &x, &s);
     else if (!rc)
         rc = read_operands(&j, &x, &e);
     if (!rc) {
         fill_job(&j, &x, &s);
-        rc = o.plan ? print_plan(&j, &s, &e) : run(&j, &x, &s, &e);
+        rc = o.plan ? print_plan(&j, &s, &e) : o.bench ? bench(&j, &s, &e) : run(&j, &x, &s, &e);
     }
 
     free(x.noise);

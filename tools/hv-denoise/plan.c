@@ -14,19 +14,26 @@ static int is_cuda(void)
     return !strncmp(o.c.device, "cuda", 4);
 }
 
-/* Bytes for the table of the device; 0: no budget. On a GPU its context counts. */
-static int device_budget(size_t *budget, struct hv_err *e)
+/* Bytes for the table of the device; 0: no budget. On a GPU its context counts, and what is free now is a budget of itself. */
+static int device_budget(size_t *budget, size_t context, const struct hv_dev_info *info, struct hv_err *e)
 {
-    const size_t context = is_cuda() ? CONTEXT_MIB * MIB : 0;
+    const uint64_t spare = 512 * MIB;
+    uint64_t bytes;
 
     *budget = 0;
-    if (o.vram.kind == HV_SIZE_UNSET)
+    if (!is_cuda() || (!info && o.vram.kind == HV_SIZE_UNSET)) {
+        *budget = is_cuda() ? 0 : hv_size_budget(&o.vram);
         return 0;
-    if (is_cuda() && o.vram.kind != HV_SIZE_BYTES)
+    }
+    if (!info && o.vram.kind != HV_SIZE_BYTES)
         return hv_fail(e, HV_EUSAGE, "--vram: a share of the free memory needs the device; give a size, as 4G");
-    const uint64_t bytes = hv_size_budget(&o.vram);
+    bytes = o.vram.kind == HV_SIZE_UNSET ? info->free + context - (info->free > 2 * spare ? spare : 0) :
+            hv_size_bytes(&o.vram, info ? info->free + context : 0);
+    if (info && bytes > info->free + context)
+        bytes = info->free + context;
     if (bytes <= context)
-        return hv_fail(e, HV_ENOMEM, "plan: budget %.1f MiB; the context alone takes %zu", (double)bytes / (double)MIB, context / MIB);
+        return hv_fail(e, HV_ENOMEM, "plan: budget %.1f MiB; the context alone takes %.1f", (double)bytes / (double)MIB,
+                       (double)context / (double)MIB);
     *budget = (size_t)bytes - context;
     return 0;
 }
@@ -48,22 +55,55 @@ static int check_ram(const struct hv_plan *device, const struct hv_plan *host, s
                    (double)first->bytes / (double)MIB);
 }
 
-int fit(struct dit_size *size, struct dit_choice *choice, struct hv_plan *device, struct hv_plan *host,
-        const struct denoise_job *j, struct hv_err *e)
+int fit(struct fitted *f, const struct settings *s, const struct denoise_job *j, const struct hv_dev_info *info, hv_dtype weights,
+        struct hv_err *e)
 {
-    size_t budget;
+    struct dit_budget b = {0};
+    struct hv_plan loop = {0};
 
-    denoise_size(size, j);
+    memset(f, 0, sizeof *f);
+    f->choice = s->choice;
+    f->config = j->config;
+    denoise_size(&f->size, j);
     if (is_cuda()) {
-        size->act = HV_BF16;
-        size->ring = dit_ring_bytes(j->config);
-        size->scratch = (int64_t)(32 * MIB);
+        dit_for_device(&f->size, &f->choice, &f->machine, j->config, HV_CUDA, info, weights, s->fp8);
+        f->context = (info && info->context ? (size_t)info->context : CONTEXT_MIB * MIB) + LATER_MIB * MIB +
+                     (f->choice.attention == HV_ATT_CUDNN ? CUDNN_MIB * MIB : 0);
+    } else {
+        f->choice.resident_blocks = 0;
     }
-    if (device_budget(&budget, e) || dit_choose(choice, j->config, size, budget, e) ||
-        dit_plan(device, host, j->config, size, choice, e))
+    denoise_host_rows(&loop, j);
+    if (hv_plan_place(&loop, e) || device_budget(&b.device, f->context, info, e))
         return e->code;
-    denoise_host_rows(host, j);
-    return hv_plan_place(host, e) ? hv_context(e, "host") : check_ram(device, host, e);
+    b.machine = f->machine;
+    if (is_cuda() && o.ram.kind != HV_SIZE_UNSET)
+        b.host = hv_size_budget(&o.ram) > hv_plan_bytes(&loop) ? hv_size_budget(&o.ram) - hv_plan_bytes(&loop) : 1;
+    f->device.budget = b.device;
+    if (dit_choose(&f->choice, j->config, &f->size, &b, e) || dit_plan(&f->device, &f->host, j->config, &f->size, &f->choice, e))
+        return e->code;
+    f->seconds = is_cuda() ? dit_seconds(j->config, &f->size, &f->choice, &f->machine) : 0;
+    denoise_host_rows(&f->host, j);
+    f->stream = s->stream;
+    if (b.host)                                         /* what is left may be locked for weights */
+        f->stream.host_budget = b.host > hv_plan_bytes(&f->host) ? b.host - hv_plan_bytes(&f->host) : 1;
+    return hv_plan_place(&f->host, e) ? hv_context(e, "host") : check_ram(&f->device, &f->host, e);
+}
+
+const char *choice_text(char *buf, size_t size, const struct fitted *f)
+{
+    static const char *const tier[] = {"x and o on the device", "x and o on the device", "o on the host", "x and o on the host"};
+    const struct dit_choice *k = &f->choice;
+    int n = snprintf(buf, size, "groups of %lld heads, chunks of %lld rows (attention) and %lld (mlp)", (long long)k->group,
+                     (long long)k->rows_attn, (long long)k->rows_mlp);
+
+    if (!is_cuda() || n < 0 || (size_t)n >= size)
+        return buf;
+    snprintf(buf + n, size - (size_t)n, "; %s%s, attention %s, weights %s%s, ring %.1f MiB, %lld blocks resident%s", tier[k->tier],
+             k->tier == DIT_TIER_X_HOST && k->ahead == DIT_AHEAD_ON ? " (keys made ahead)" : "", hv_attention_name(k->attention),
+             hv_dtype_name(f->size.weights), f->size.weights == HV_BF16 ? "" : k->gemm == DIT_GEMM_FUSED ? " as stored" : " widened",
+             (double)k->ring_bytes / (double)MIB, (long long)k->resident_blocks,
+             k->branches == DIT_BRANCHES_PAIRED ? ", branches block by block" : "");
+    return buf;
 }
 
 /* ---- going through a forward without data ---- */
@@ -78,10 +118,9 @@ struct dry {
     int64_t           *mask;
 };
 
-static int open_dry(struct dry *d, const struct denoise_job *j, const struct dit_size *size, const struct dit_choice *choice,
-                    struct hv_err *e)
+static int open_dry(struct dry *d, const struct denoise_job *j, const struct fitted *f, struct hv_err *e)
 {
-    struct dit_size s = *size;
+    struct dit_size s = f->size;
     const int64_t wide = j->config->text_dim > j->config->pooled_dim ? j->config->text_dim : j->config->pooled_dim;
     const int64_t sound = j->config->audio_seq * j->config->audio_layers * j->config->audio_channels;
     const int64_t latents = j->config->channels * s.frames * s.height * s.width, text = s.text_len * wide;
@@ -100,7 +139,7 @@ static int open_dry(struct dry *d, const struct denoise_job *j, const struct dit
     for (int32_t i = 0; i < FLOW_WINDOW; i++)
         d->index[i] = i;                                /* frames of the clip; rows of sound beyond 0 and 1 are not looked at */
     return hv_dev_open(&d->dev, "dry", 1, e) || hv_weights_open(&d->w, d->dev, NULL, &d->list, e) ||
-           dit_open(&d->net, d->dev, d->w, j->config, &s, choice, e) ? e->code : 0;
+           dit_open(&d->net, d->dev, d->w, j->config, &s, &f->choice, NULL, e) ? e->code : 0;
 }
 
 static void close_dry(struct dry *d)
@@ -137,7 +176,7 @@ static int count(struct counts *c, struct dry *d, const struct denoise_job *j, c
             const hv_tensor sound = hv_view(d->planes, HV_F32, 4, (const int64_t[]){1, k->audio_seq, k->audio_layers, k->audio_channels});
             if (dit_sound(d->net, sound, e) || dit_prepare(d->net, &text, 1, moment, 2, &j->fixed, e))
                 return e->code;
-        } else if (call.moment = i - 1, call.cache = i == 1 ? DIT_SAVE : DIT_LOAD, dit_forward(d->net, &call, e)) {
+        } else if (call.moment = i - 1, call.cache = i == 1 ? DIT_SAVE : DIT_LOAD, dit_forward(d->net, &call, 1, DIT_PLAIN, e)) {
             return e->code;
         }
         c->of[i].flops = d->dev->count.flops;
@@ -159,74 +198,83 @@ static int full_forwards(const struct denoise_job *j, int cached)
     return n * (j->guidance > 1 ? 2 : 1) * (int)j->clip.windows;
 }
 
-static void print_text(const struct denoise_job *j, const struct dit_size *s, const struct dit_choice *k, const struct hv_plan *device,
-                       const struct hv_plan *host, const struct counts *c)
+static void print_text(const struct denoise_job *j, const struct fitted *f, const struct counts *c)
 {
+    const struct dit_size *s = &f->size;
     const int64_t image = (s->frames + 1) * (s->height / j->config->patch[1]) * (s->width / j->config->patch[2]);
+    char text[400];
 
     printf("hv-denoise plan: device %s, %lld x %lld pixels, %lld frames; windows of %d latent frames: %lld\n", o.c.device,
            (long long)s->width * 8, (long long)s->height * 8, (long long)j->clip.wanted, FLOW_WINDOW, (long long)j->clip.windows);
-    printf("rows %lld: image %lld, text %lld; groups of %lld heads, chunks of %lld rows (attention) and %lld (mlp)\n\n",
-           (long long)(image + s->text_rows), (long long)image, (long long)s->text_rows, (long long)k->group,
-           (long long)k->rows_attn, (long long)k->rows_mlp);
-    hv_plan_print(device, NULL, stdout);
+    printf("rows %lld: image %lld, text %lld; %s\n\n", (long long)(image + s->text_rows), (long long)image, (long long)s->text_rows,
+           choice_text(text, sizeof text, f));
+    hv_plan_print(&f->device, NULL, stdout);
     if (is_cuda())
-        printf("%-16s %-8s %-24s %-10s %14zu %12.1f\n%-16s %-8s %-24s %-10s %14zu %12.1f\n", "context", "", "", "", CONTEXT_MIB * MIB,
-               (double)CONTEXT_MIB, "with context", "", "", "", hv_plan_bytes(device) + CONTEXT_MIB * MIB,
-               (double)hv_plan_bytes(device) / (double)MIB + CONTEXT_MIB);
+        printf("%-16s %-8s %-24s %-10s %14zu %12.1f\n%-16s %-8s %-24s %-10s %14zu %12.1f\n", "context", "", "", "", f->context,
+               (double)f->context / (double)MIB, "with context", "", "", "", hv_plan_bytes(&f->device) + f->context,
+               (double)(hv_plan_bytes(&f->device) + f->context) / (double)MIB);
     printf("\nhost\n");
-    hv_plan_print(host, NULL, stdout);
+    hv_plan_print(&f->host, NULL, stdout);
     printf("\n%d steps, %lld branches: ", j->steps, (long long)s->branches);
     for (int i = 1; i < 3; i++)
         printf("%d %s forwards of %.3f TFLOP, %llu operations%s", full_forwards(j, i == 2), i == 1 ? "full" : "cached",
                (double)c->of[i].flops * 1e-12, (unsigned long long)c->of[i].launches, i == 1 ? "; " : "\n");
     printf("weights, counted at each use: %.3f GB in a full forward, %.3f GB in a cached one\n", (double)c->of[1].weights * 1e-9,
            (double)c->of[2].weights * 1e-9);
+    if (f->seconds > 0)
+        printf("predicted: %.2f s a full forward at %.0f TFLOP/s in products and %.0f in attention, %.0f GB/s of bus\n", f->seconds,
+               f->machine.gemm * 1e-12, f->machine.attention * 1e-12, f->machine.bus * 1e-9);
 }
 
 /* The device's table is the object; the rest are further keys. */
-static int print_json(const struct denoise_job *j, const struct dit_size *s, const struct dit_choice *k, const struct hv_plan *device,
-                      const struct hv_plan *host, const struct counts *c, struct hv_err *e)
+static int print_json(const struct denoise_job *j, const struct fitted *f, const struct counts *c, struct hv_err *e)
 {
+    static const char *const tier[] = {"device", "device", "o-host", "x-host"};
+    const struct dit_size *s = &f->size;
+    const struct dit_choice *k = &f->choice;
     char *text = NULL;
     size_t n = 0;
-    FILE *f = open_memstream(&text, &n);
+    FILE *m = open_memstream(&text, &n);
 
-    if (f)
-        hv_plan_print_json(device, NULL, f);
-    if (!f || fclose(f) || !strrchr(text, '}')) {
+    if (m)
+        hv_plan_print_json(&f->device, NULL, m);
+    if (!m || fclose(m) || !strrchr(text, '}')) {
         free(text);
         return hv_fail(e, HV_ENOMEM, "plan: out of memory");
     }
     *strrchr(text, '}') = 0;
     printf("%s,\n\"context_bytes\": %zu, \"width\": %lld, \"height\": %lld, \"frames\": %lld, \"windows\": %lld,\n"
-           "\"text_rows\": %lld, \"head_group\": %lld, \"rows_attn\": %lld, \"rows_mlp\": %lld,\n", text,
-           is_cuda() ? CONTEXT_MIB * MIB : 0, (long long)s->width * 8, (long long)s->height * 8, (long long)j->clip.wanted,
-           (long long)j->clip.windows, (long long)s->text_rows, (long long)k->group, (long long)k->rows_attn, (long long)k->rows_mlp);
+           "\"text_rows\": %lld, \"head_group\": %lld, \"rows_attn\": %lld, \"rows_mlp\": %lld,\n", text, f->context,
+           (long long)s->width * 8, (long long)s->height * 8, (long long)j->clip.wanted, (long long)j->clip.windows,
+           (long long)s->text_rows, (long long)k->group, (long long)k->rows_attn, (long long)k->rows_mlp);
+    if (is_cuda())
+        printf("\"activations\": \"%s\", \"attention\": \"%s\", \"weights_dtype\": \"%s\", \"gemm\": \"%s\", \"ring_bytes\": %lld,\n"
+               "\"resident_blocks\": %lld, \"branches\": \"%s\", \"ahead\": %s, \"predicted_seconds\": %.4f,\n", tier[k->tier],
+               hv_attention_name(k->attention), hv_dtype_name(s->weights), k->gemm == DIT_GEMM_FUSED ? "fused" : "expand",
+               (long long)k->ring_bytes, (long long)k->resident_blocks, k->branches == DIT_BRANCHES_PAIRED ? "paired" : "alone",
+               k->tier == DIT_TIER_X_HOST && k->ahead == DIT_AHEAD_ON ? "true" : "false", f->seconds);
     for (int i = 1; i < 3; i++)
         printf("\"%s\": {\"forwards\": %d, \"flops\": %llu, \"operations\": %llu, \"activation_bytes\": %llu, \"weight_bytes\": %llu},\n",
                i == 1 ? "full" : "cached", full_forwards(j, i == 2), (unsigned long long)c->of[i].flops,
                (unsigned long long)c->of[i].launches, (unsigned long long)c->of[i].bytes, (unsigned long long)c->of[i].weights);
     printf("\"host\": ");
-    hv_plan_print_json(host, NULL, stdout);
+    hv_plan_print_json(&f->host, NULL, stdout);
     printf("}\n");
     free(text);
     return 0;
 }
 
-int print_plan(const struct denoise_job *j, const struct settings *settings, struct hv_err *e)
+int print_plan(const struct denoise_job *j, const struct settings *s, struct hv_err *e)
 {
-    struct hv_plan device = {0}, host = {0};
-    struct dit_choice choice = settings->choice;
-    struct dit_size size;
+    static struct fitted f;
     struct counts c = {0};
     struct dry d = {0};
 
-    if (!fit(&size, &choice, &device, &host, j, e) && !open_dry(&d, j, &size, &choice, e) && !count(&c, &d, j, &size, e)) {
+    if (!fit(&f, s, j, NULL, s->weights, e) && !open_dry(&d, j, &f, e) && !count(&c, &d, j, &f.size, e)) {
         if (*o.plan)
-            print_json(j, &size, &choice, &device, &host, &c, e);
+            print_json(j, &f, &c, e);
         else
-            print_text(j, &size, &choice, &device, &host, &c);
+            print_text(j, &f, &c);
     }
     close_dry(&d);
     return e->code;
