@@ -2,7 +2,7 @@
 
 BUILD  ?= build
 CUDA   ?= auto
-ARCH   ?= 80;86;89;90;120
+ARCH   ?= 80;86;89;90a;120
 SAN    ?=
 V      ?= 0
 # Warnings are errors where the project is built for itself; a newer compiler of a user's must not stop him.
@@ -29,6 +29,7 @@ UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 GOLD_SRC := $(sort $(wildcard tests/golden/*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
+GPU_SRC  := $(sort $(wildcard tests/gpu/*.c))
 CUDA_SRC := $(sort $(wildcard kernels/cuda/*.cu))
 
 NVCC ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
@@ -57,9 +58,12 @@ simd      = $(if $(findstring _avx512.c,$<),$(AVX512),$(if $(findstring _avx2.c,
 
 ifeq ($(WITH_CUDA),1)
   CPPFLAGS += -DHV_CUDA_BACKEND
-  LDLIBS   += -L$(dir $(NVCC))../lib64 -lcudart -lcublasLt -lcublas -lstdc++
-  GENCODE  := $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(subst ;, ,$(ARCH)),-gencode=arch=compute_$(a),code=sm_$(a)))
+  LDLIBS   += -L$(dir $(NVCC))../lib64 -lcublasLt -lcudart_static -ldl -lrt -lstdc++
+  # 90a, not 90: the matrix instructions of Hopper belong to the one architecture alone.
+  ARCHS    := $(if $(filter native,$(ARCH)),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | tr -d . | sort -u | sed 's/^90$$/90a/'),$(subst ;, ,$(ARCH)))
+  GENCODE  := $(foreach a,$(ARCHS),-gencode=arch=compute_$(a),code=sm_$(a))
   NVCCFLAGS += -O3 -std=c++17 -lineinfo $(GENCODE) $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xcompiler -Wall,-Wextra -Xptxas -v
+# What ptxas says of registers and spills is kept beside the object; tests/tools/spills.sh reads it.
 endif
 
 # ---- objects and programs ----------------------------------------------------------------------------------------------
@@ -70,10 +74,11 @@ BIN      := $(TOOLS:%=$(BUILD)/bin/%) $(SCRIPTS:%=$(BUILD)/bin/%)
 UNIT_BIN := $(UNIT_SRC:%.c=$(BUILD)/%)
 FUZZ_BIN := $(FUZZ_SRC:%.c=$(BUILD)/%)
 BENCH_BIN := $(BENCH_SRC:%.c=$(BUILD)/%)
+GPU_BIN  := $(GPU_SRC:%.c=$(BUILD)/%)
 GOLD_BIN := $(BUILD)/tests/golden/golden
 C_OBJ    := $(filter %.o,$(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach t,$(TOOLS),$(patsubst %.c,$(BUILD)/%.o,$(wildcard tools/$(t)/*.c))) \
             $(UNIT_SRC:%.c=$(BUILD)/%.o) $(GOLD_SRC:%.c=$(BUILD)/%.o) $(FUZZ_SRC:%.c=$(BUILD)/%.o) $(BENCH_SRC:%.c=$(BUILD)/%.o) \
-            $(BUILD)/tests/unit/ref_ops.o $(BUILD)/tests/fuzz/replay.o)
+            $(GPU_SRC:%.c=$(BUILD)/%.o) $(BUILD)/tests/unit/ref_ops.o $(BUILD)/tests/fuzz/replay.o)
 
 all: $(BIN) ## the programs, in build/bin
 
@@ -103,11 +108,16 @@ $(BUILD)/%.o: %.c $(BUILD)/flags | $(BUILD)/deps
 $(BUILD)/%.cu.o: %.cu $(BUILD)/flags | $(BUILD)/deps
 	$(call say,NVCC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(NVCC) $(CPPFLAGS) $(NVCCFLAGS) -MMD -MP -c $< -o $@ >$@.ptxas 2>&1 || { cat $@.ptxas; rm -f $@; exit 1; }
+	$(Q)awk -f tests/gpu/ptxas.awk $@.ptxas
 
 $(UNIT_BIN): $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(BUILD)/tests/unit/ref_ops.o $(LIB)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -lcmocka -o $@
+
+$(GPU_BIN): $(BUILD)/tests/gpu/%: $(BUILD)/tests/gpu/%.o $(BUILD)/tests/unit/ref_ops.o $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -Wl,--as-needed -lcmocka -o $@
 
 $(FUZZ_BIN): $(BUILD)/tests/fuzz/%: $(BUILD)/tests/fuzz/%.o $(BUILD)/tests/fuzz/replay.o $(LIB)
 	$(call say,LD,$@)
@@ -130,7 +140,7 @@ $(BUILD)/flags: FORCE
 # Libraries and programs that the build needs: checked by a plain make, installed by demo, test and deps.
 $(BUILD)/deps: deps.sh
 	@mkdir -p $(@D)
-	@./deps.sh $(if $(filter demo test golden deps bench fuzz,$(MAKECMDGOALS)),--install,--check)
+	@./deps.sh $(if $(filter demo test test-gpu golden deps bench fuzz,$(MAKECMDGOALS)),--install,--check)
 	@touch $@
 
 -include $(C_OBJ:.o=.d) $(if $(WITH_CUDA),$(CUDA_SRC:%.cu=$(BUILD)/%.cu.d))
@@ -148,6 +158,12 @@ test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) ## build and run every test; the l
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/run.sh
 
 check: test ## the same
+
+test-gpu: all $(UNIT_BIN) $(GOLD_BIN) $(GPU_BIN) ## what needs a GPU: operations, goldens, programs, compute-sanitizer
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/run.sh
+
+bench-gpu: all ## time and memory of the full-size transformer on a GPU beside PyTorch in the same run
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench.sh
 
 golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
 	$(Q)$(GOLD_BIN) --bin $(BUILD)/bin $(GOLDEN)
@@ -169,7 +185,7 @@ uninstall: ## what install put there
 
 compile_commands.json: Makefile ## for editors
 	$(call say,GEN,$@)
-	$(Q){ echo '['; sep=; for f in $(LIB_SRC) $(wildcard tools/*/*.c) $(UNIT_SRC) $(GOLD_SRC) $(FUZZ_SRC) $(BENCH_SRC); do \
+	$(Q){ echo '['; sep=; for f in $(LIB_SRC) $(wildcard tools/*/*.c) $(UNIT_SRC) $(GOLD_SRC) $(FUZZ_SRC) $(BENCH_SRC) $(GPU_SRC); do \
 	    printf '%s{"directory":"%s","file":"%s","command":"%s -c %s"}' "$$sep" '$(CURDIR)' "$$f" '$(CC) $(CPPFLAGS) $(CFLAGS)' "$$f"; \
 	    sep=','; done; echo ']'; } > $@
 
@@ -177,6 +193,6 @@ clean: ## remove $(BUILD)
 	rm -rf $(BUILD)
 
 help: ## this list
-	@sed -n 's/^\([a-z_.]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 30
+	@sed -n 's/^\([a-z_.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 30
 
-.PHONY: all deps demo test check golden bench fuzz install uninstall clean help FORCE
+.PHONY: all deps demo test test-gpu check golden bench bench-gpu fuzz install uninstall clean help FORCE

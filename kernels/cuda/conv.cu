@@ -1,0 +1,198 @@
+/* conv.cu - convolution of channels-last video: y = act(conv(x, w) + bias) + residual, as ops.h defines it
+ *
+ * x [T, H, W, Ci], y [T', H', W', Co] bf16, f16 or f32, frames, rows and pixels may be strided; w [Co, Ci, kt, kh, kw] of
+ * any dtype of weights, bias [Co] f32. Any kernel, stride, nearest upsampling, padding; residual may be y.
+ * A matrix product whose rows are gathered: 128 pixels by 64 output channels a block (16 where there are few), 16 input
+ * channels of one tap at a time, widened to f32 in shared memory; the taps of a channel block follow one another, so that
+ * their inputs and weights come from the first cache. An upsampled input is read where it is: nothing is stored.
+ * Sums are f32, in the order channel block, tap, channel, whatever the launch; 2*Ci*kt*kh*kw operations each.
+ * Depthwise: a thread an output, one tap after the other; bound by memory.
+ * Error: that of an f32 sum of Ci*kt*kh*kw terms, and one rounding. */
+#include "kernels/cuda/values.cuh"
+
+struct conv {
+    void        *y;
+    const void  *x, *w, *residual;
+    const float *scale, *bias;
+    int64_t      xs[3], ys[3], rs[3];   /* strides of frame, row, pixel */
+    int64_t      out[3], rows, cols;    /* size of y; of the upsampled x */
+    int64_t      pixels;                /* of y */
+    int          ci, co, k[3], stride[3], up[3];
+    int          first;                 /* 1: the first of two upsampled frames is left out */
+    int          zeros, rounded, wtype, wsize;
+    enum hv_act  act;
+};
+
+struct pixel {
+    int64_t t, i, j;
+};
+
+__device__ static inline struct pixel pixel_at(const struct conv &p, int64_t m)
+{
+    const int64_t line = m / p.out[2];
+    const struct pixel at = {line / p.out[1], line % p.out[1], m % p.out[2]};
+
+    return at;
+}
+
+/* Offset of the pixel of x that tap (a, b, e) of an output reads; -1: a zero. */
+__device__ static inline int64_t source(const struct conv &p, struct pixel at, int a, int b, int e)
+{
+    const int64_t t = p.up[0] == 2 ? (at.t + p.first + a) / 2 : at.t * p.stride[0] + a;
+    int64_t i = at.i * p.stride[1] + b - p.k[1] / 2, j = at.j * p.stride[2] + e - p.k[2] / 2;
+
+    if (p.zeros && (i < 0 || j < 0 || i >= p.rows || j >= p.cols))
+        return -1;
+    i = i < 0 ? 0 : i >= p.rows ? p.rows - 1 : i;
+    j = j < 0 ? 0 : j >= p.cols ? p.cols - 1 : j;
+    return t * p.xs[0] + (p.up[1] == 2 ? i / 2 : i) * p.xs[1] + (p.up[2] == 2 ? j / 2 : j) * p.xs[2];
+}
+
+__device__ static inline float weight(const struct conv &p, int64_t o, int64_t c, int64_t taps, int64_t tap)
+{
+    const float q = load_any((const char *)p.w + ((o * p.ci + c) * taps + tap) * p.wsize, p.wtype);
+
+    if (!p.scale)
+        return q;
+    return p.rounded ? __bfloat162float(__float2bfloat16_rn(q * p.scale[o])) : q * p.scale[o];
+}
+
+template <typename T> __device__ static inline void write_out(const struct conv &p, struct pixel at, int64_t o, float v)
+{
+    v = cuda_act(v + (p.bias ? p.bias[o] : 0), p.act);
+    if (p.residual)
+        v += to_float(((const T *)p.residual)[at.t * p.rs[0] + at.i * p.rs[1] + at.j * p.rs[2] + o]);
+    ((T *)p.y)[at.t * p.ys[0] + at.i * p.ys[1] + at.j * p.ys[2] + o] = from_float<T>(v);
+}
+
+#define THREADS 256
+#define PIXELS  128                     /* of a block */
+#define DEPTH   16                      /* input channels at a time */
+#define EACH    4                       /* output channels of a thread */
+
+/* WIDE output channels a block; a thread has PIXELS * WIDE / THREADS / EACH pixels of EACH. */
+template <typename T, int WIDE> __global__ static void __launch_bounds__(THREADS, 2) conv_kernel(const struct conv p)
+{
+    enum { GROUPS = WIDE / EACH, TALL = PIXELS * WIDE / THREADS / EACH, LOADS = WIDE * DEPTH / THREADS };
+    __shared__ __align__(16) float xs[2][DEPTH][PIXELS + 4], ws[2][DEPTH][WIDE + 4];
+    const int tid = threadIdx.x, taps = p.k[0] * p.k[1] * p.k[2], half = tid / PIXELS * CHUNK;
+    const int64_t m0 = (int64_t)blockIdx.x * PIXELS, o0 = (int64_t)blockIdx.y * WIDE, m = m0 + tid % PIXELS;
+    const struct pixel at = pixel_at(p, m < p.pixels ? m : p.pixels - 1);
+    const int col = tid % GROUPS * EACH, row = tid / GROUPS * TALL;
+    const int steps = (p.ci + DEPTH - 1) / DEPTH * taps;
+    float sum[TALL][EACH] = {}, wide[LOADS];
+    chunk<T> in;
+
+    for (int step = 0; step <= steps; step++) {
+        /* What the next step needs is on its way while this one is computed. */
+        if (step < steps) {
+            const int tap = step % taps, c = step / taps * DEPTH;
+            const int64_t from = source(p, at, tap / (p.k[1] * p.k[2]), tap / p.k[2] % p.k[1], tap % p.k[2]);
+            in = load_chunk((const T *)p.x + from + c + half, from < 0 ? 0 : columns(p.ci, c + half));
+#pragma unroll
+            for (int l = 0; l < LOADS; l++) {
+                const int e = tid + l * THREADS, o = e / DEPTH, k = e % DEPTH;
+                wide[l] = o0 + o < p.co && c + k < p.ci ? weight(p, o0 + o, c + k, taps, tap) : 0;
+            }
+        }
+        if (step) {
+            const int was = (step - 1) % 2;
+#pragma unroll
+            for (int k = 0; k < DEPTH; k++) {
+                const float4 b = *(const float4 *)&ws[was][k][col];
+                float a[TALL];
+#pragma unroll
+                for (int i = 0; i < TALL; i += 2)
+                    *(float2 *)&a[i] = *(const float2 *)&xs[was][k][row + i];
+#pragma unroll
+                for (int i = 0; i < TALL; i++) {
+                    sum[i][0] = fmaf(a[i], b.x, sum[i][0]);
+                    sum[i][1] = fmaf(a[i], b.y, sum[i][1]);
+                    sum[i][2] = fmaf(a[i], b.z, sum[i][2]);
+                    sum[i][3] = fmaf(a[i], b.w, sum[i][3]);
+                }
+            }
+        }
+        if (step < steps) {
+            float v[CHUNK];
+            widen(v, in);
+#pragma unroll
+            for (int k = 0; k < CHUNK; k++)
+                xs[step % 2][half + k][tid % PIXELS] = v[k];
+#pragma unroll
+            for (int l = 0; l < LOADS; l++)
+                ws[step % 2][(tid + l * THREADS) % DEPTH][(tid + l * THREADS) / DEPTH] = wide[l];
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < TALL; i++) {
+        if (m0 + row + i >= p.pixels)
+            break;
+        const struct pixel to = pixel_at(p, m0 + row + i);
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            if (o0 + col + j < p.co)
+                write_out<T>(p, to, o0 + col + j, sum[i][j]);
+    }
+}
+
+template <typename T> __global__ static void __launch_bounds__(THREADS) depthwise_kernel(const struct conv p)
+{
+    const int64_t n = (int64_t)blockIdx.x * THREADS + threadIdx.x, c = n % p.co;
+    const int64_t taps = (int64_t)p.k[0] * p.k[1] * p.k[2];
+    float sum = 0;
+
+    if (n >= p.pixels * p.co)
+        return;
+    const struct pixel at = pixel_at(p, n / p.co);
+    for (int64_t tap = 0; tap < taps; tap++) {
+        const int e = (int)(tap % p.k[2]), b = (int)(tap / p.k[2] % p.k[1]), a = (int)(tap / p.k[2] / p.k[1]);
+        const int64_t from = source(p, at, a, b, e);
+        if (from >= 0)
+            sum = fmaf(to_float(((const T *)p.x)[from + c]), weight(p, c, 0, taps, tap), sum);
+    }
+    write_out<T>(p, at, c, sum);
+}
+
+template <typename T> static void launch(struct hv_dev *d, const struct conv *p, int depthwise)
+{
+    const unsigned tiles = (unsigned)((p->pixels + PIXELS - 1) / PIXELS);
+    const unsigned outputs = (unsigned)((p->pixels * p->co + THREADS - 1) / THREADS);
+
+    if (depthwise)
+        depthwise_kernel<T><<<outputs, THREADS, 0, cuda_stream(d)>>>(*p);
+    else if (p->co <= 16)
+        conv_kernel<T, 16><<<tiles, THREADS, 0, cuda_stream(d)>>>(*p);
+    else
+        conv_kernel<T, 64><<<dim3(tiles, (unsigned)((p->co + 63) / 64)), THREADS, 0, cuda_stream(d)>>>(*p);
+    CUDA_LAUNCHED(d, "conv");
+}
+
+void cuda_conv(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, const struct hv_conv *how)
+{
+    struct conv p = {};
+
+    p.y = y.data, p.x = x.data, p.w = w.data;
+    p.residual = how->residual.dtype == HV_NONE ? NULL : how->residual.data;
+    p.scale = w.dtype == HV_I8 || w.dtype == HV_F8_E4M3 ? w.scale : NULL;
+    p.bias = (const float *)bias.data;
+    for (int a = 0; a < 3; a++) {
+        p.xs[a] = x.stride[a], p.ys[a] = y.stride[a], p.rs[a] = how->residual.stride[a];
+        p.out[a] = y.shape[a];
+        p.k[a] = (int)w.shape[2 + a];
+        p.stride[a] = how->stride[a] ? how->stride[a] : 1;
+        p.up[a] = how->up[a] ? how->up[a] : 1;
+    }
+    p.rows = x.shape[1] * p.up[1], p.cols = x.shape[2] * p.up[2];
+    p.pixels = y.shape[0] * y.shape[1] * y.shape[2];
+    p.co = (int)w.shape[0];
+    p.ci = (int)w.shape[1];                     /* depthwise: 1, and weights of one channel follow those of another */
+    p.first = p.up[0] == 2 && y.shape[0] < 2 * (x.shape[0] - 1);
+    p.zeros = how->pad == HV_PAD_ZERO;
+    p.rounded = p.scale && w.deq_bf16;
+    p.wtype = w.dtype, p.wsize = (int)hv_dtype_size(w.dtype);
+    p.act = how->act;
+    if (hv_count(y))
+        CUDA_FOR_TYPE(x.dtype, T, launch<T>(d, &p, how->depthwise))
+}

@@ -1,0 +1,251 @@
+#!/bin/sh
+# Everything that needs a GPU: operations, networks, goldens, whole programs, and the same under compute-sanitizer.
+# BIN: the built tools; BUILD: the build folder; DEVICE: cuda or cuda:N. TAP; the last line counts, the status is 1 when
+# something failed. A machine without a GPU has nothing to test here: one skipped line, and status 0.
+set -u
+
+: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}"
+: "${UNITS:=test_ops test_ops_image test_dit}"          # programs of tests/unit that heed HV_TEST_DEVICE
+: "${GOLDENS:=transformer sampling}"                    # folders of tests/golden
+: "${SANITIZED:=test_ops}"                              # of UNITS, under memcheck
+: "${RACED:=attention attention_k* norms qk_norm* rope* copy_c* gather* dequantize residuals}"      # tests of test_ops, under racecheck
+: "${SANITIZER_SECONDS:=900}"                           # for one program
+: "${COSINE:=0.9995}"                                   # bf16 against f32, tests/golden/README.md
+
+root=$(pwd)
+BIN=$(cd "$BIN" && pwd) BUILD=$(cd "$BUILD" && pwd) || exit 1
+PATH=$BIN:$PATH
+log=$BUILD/test-gpu.log
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+HV_LOCK=$dir
+HV_TEST_DEVICE=$DEVICE
+export PATH HV_LOCK HV_TEST_DEVICE
+: >"$log"
+n=0 passed=0 failed=0 skipped=0
+
+result() {      # status what
+    n=$((n + 1))
+    if [ "$1" = 0 ]; then
+        passed=$((passed + 1))
+        echo "ok $n - $2"
+    else
+        failed=$((failed + 1))
+        echo "not ok $n - $2"
+    fi
+}
+
+skip() {        # what why
+    n=$((n + 1)) skipped=$((skipped + 1))
+    echo "ok $n - $1 # skip $2"
+}
+
+finish() {
+    echo "1..$n"
+    echo "log: $log"
+    echo "$passed passed, $failed failed$([ $skipped = 0 ] || echo ", $skipped skipped")"
+    [ $failed = 0 ]
+    exit
+}
+
+# Runs a command with its output in $dir/log and at the end of the whole log.
+logged() {
+    { echo; echo "# $*"; } >>"$log"
+    "$@" >"$dir/log" 2>&1
+    rc=$?
+    cat "$dir/log" >>"$log"
+    return $rc
+}
+
+ended_early() { # label, status
+    result 1 "$1: ended with status $2"
+    tail -n 5 "$dir/log" | sed 's/^/# /'
+}
+
+# A program that speaks TAP: its lines under our numbers.
+tap() {         # label, command...
+    label=$1
+    shift
+    logged "$@"
+    rc=$? before=$failed lines=0
+    while IFS= read -r line; do
+        what="$label: $(echo "$line" | sed -E 's/^(not )?ok [0-9]*( - )?//')"
+        case $line in
+            'ok '*'# '[sS][kK][iI][pP]*) skip "${what%% # [sS]*}" "${what##* # [sS][kK][iI][pP] }" ;;
+            'ok '*) result 0 "$what" ;;
+            'not ok '*) result 1 "$what" ;;
+            '# ok - '* | '# not ok - '*) continue ;;
+            '#'*) echo "$line"; continue ;;
+            *) continue ;;
+        esac
+        lines=$((lines + 1))
+    done <"$dir/log"
+    if { [ $rc != 0 ] && [ $failed = "$before" ]; } || [ $lines = 0 ]; then
+        ended_early "$label" $rc
+    fi
+}
+
+# ---- is there one? ----
+
+probe=$BUILD/tests/gpu/test_device
+[ -x "$probe" ] || { echo "test-gpu: $probe was not built: run make test-gpu" >&2; exit 1; }
+logged "$probe" open
+rc=$?
+if [ $rc != 0 ]; then
+    why=$(tail -n 1 "$dir/log" | sed 's/^test_device: //')
+    # A card that is there and cannot be used is no reason to be silent.
+    if [ $rc != 6 ] || [ -e /dev/nvidia0 ]; then
+        result 1 "the GPU can be opened: $why"
+    else
+        skip "tests on a GPU" "$why"
+    fi
+    finish
+fi
+
+# ---- programs ----
+
+tap test_device "$probe"
+for t in $UNITS; do
+    if [ -x "$BUILD/tests/unit/$t" ]; then
+        for act in bf16 f32; do
+            tap "$t ($act)" env HV_TEST_ACT=$act "$BUILD/tests/unit/$t"
+        done
+    else
+        result 1 "$t was not built"
+    fi
+done
+for t in "$BUILD"/tests/gpu/test_*; do
+    case $t in
+        *.[od] | */test_device) ;;
+        *) [ -x "$t" ] && tap "$(basename "$t")" "$t" ;;
+    esac
+done
+
+# ---- goldens ----
+
+for part in $GOLDENS; do
+    # Not locked: the runner holds the device and starts programs that want it.
+    logged env HV_LOCK=0 "$BUILD/tests/golden/golden" --bin "$BIN" --device "$DEVICE" --only "/$part/" tests/golden
+    rc=$? before=$failed
+    while IFS= read -r line; do
+        what="golden $part: $(echo "$line" | tr -s ' ')"
+        case $line in
+            *' ok') result 0 "${what% ok}" ;;
+            *' FAILED') result 1 "${what% FAILED}" ;;
+        esac
+    done <"$dir/log"
+    case $(tail -n 1 "$dir/log") in
+        *' passed, '*' failed'*) [ $rc = 0 ] || [ $failed != "$before" ] || ended_early "golden $part" $rc ;;
+        *) ended_early "golden $part" $rc ;;
+    esac
+done
+
+# ---- the programs together: the example portrait, on the CPU and on the GPU ----
+
+# Two heads, so that there is something to group.
+mkdir "$dir/config" && cp -r examples/model-tiny/. "$dir/config"
+sed 's/"hidden_size": 128/"hidden_size": 256/; s/"num_heads": 1/"num_heads": 2/' \
+    examples/model-tiny/transformer/config.json >"$dir/config/transformer/config.json"
+HV_MODEL=$dir/model
+export HV_MODEL
+logged hv-weights synth -q "$dir/config" 1 "$HV_MODEL"
+result $? "a synthetic model"
+
+render() {      # device, name
+    logged hv "$root/examples/portrait.png" "$root/examples/speech.wav" -p "a person speaking" --device "$1" \
+        -o "$dir/$2.st" --keep "$dir/$2" --image-size 128 --steps 8 --max-frames 33 --face full -q
+}
+
+close_to() {    # what, file, file: the cosine of every tensor
+    logged hv-tensor diff "$2" "$3"
+    [ $? -le 1 ] && awk -v least="$COSINE" '
+        BEGIN { worst = 1 }
+        NF < 4 || $1 == "tensor" || $1 ~ /:$/ { next }
+        $4 !~ /^-?[0-9.]+$/ { worst = -2 }      # no number
+        $4 + 0 < worst { worst = $4 + 0 }
+        { n++ }
+        END { printf "cosine %.6f of %d tensors, at least %s", worst, n, least; exit !n || worst < least + 0 }
+        ' "$dir/log" >"$dir/verdict"
+    result $? "$1: $(cat "$dir/verdict")"
+}
+
+same() {        # what, file, file
+    cmp -s "$2" "$3"
+    result $? "$1"
+}
+
+render cpu cpu
+result $? "hv --device cpu"
+render "$DEVICE" gpu
+rc=$?
+result $rc "hv --device $DEVICE"
+if [ $rc = 0 ]; then
+    for f in audio face; do same "$f.st is made on the CPU" "$dir/cpu/$f.st" "$dir/gpu/$f.st"; done
+    for f in text ref latent; do close_to "$f.st" "$dir/cpu/$f.st" "$dir/gpu/$f.st"; done
+    close_to "the frames" "$dir/cpu.st" "$dir/gpu.st"
+else
+    sed 's/^/# /' "$dir/log"
+fi
+
+files="$dir/cpu/text.st $dir/cpu/audio.st $dir/cpu/face.st $dir/cpu/ref.st"
+denoise() {     # device, name, options...
+    denoise_device=$1 denoise_name=$2
+    shift 2
+    # shellcheck disable=SC2086
+    logged hv-denoise -q --device "$denoise_device" --steps 4 "$@" $files -o "$dir/$denoise_name.st"
+}
+denoise cpu base && denoise "$DEVICE" on
+result $? "hv-denoise on both"
+close_to "latents of the same stage files" "$dir/base.st" "$dir/on.st"
+denoise "$DEVICE" again && same "a second run gives the same bytes" "$dir/on.st" "$dir/again.st"
+
+# What decides where things lie and when they are copied must not be seen in the result.
+fixed='--head-group 1 --chunk-rows 96,64'
+# shellcheck disable=SC2086
+denoise "$DEVICE" fixed $fixed --activations device --stream pin
+result $? "groups and chunks of a given size"
+for way in '--activations o-host' '--activations x-host' '--ring segments' '--resident-blocks all' \
+    '--resident-blocks 1' '--stream part' '--stream register' '--stream map' '--stream direct' '--branches paired' \
+    '--branches alone'; do
+    # shellcheck disable=SC2086
+    denoise "$DEVICE" way $fixed $way
+    case $? in
+        0) same "$way: the same bytes" "$dir/fixed.st" "$dir/way.st" ;;
+        7) skip "$way" "$(head -n 1 "$dir/log")" ;;
+        *) result 1 "$way: $(head -n 1 "$dir/log")" ;;
+    esac
+done
+
+# ---- under compute-sanitizer ----
+
+sanitize() {    # tool, what, command...
+    tool=$1 what=$2
+    shift 2
+    logged timeout "$SANITIZER_SECONDS" compute-sanitizer --tool "$tool" --error-exitcode 99 "$@"
+    rc=$?
+    case $rc in
+        0) result 0 "$tool: $what" ;;
+        124) result 1 "$tool: $what: more than $SANITIZER_SECONDS s" ;;
+        *) result 1 "$tool: $what: status $rc"
+           grep '^=========' "$dir/log" | head -n 12 | sed 's/^/# /' ;;
+    esac
+}
+
+if ! command -v compute-sanitizer >/dev/null; then
+    skip "memcheck and racecheck" "compute-sanitizer is not on the PATH"
+else
+    for t in $SANITIZED; do
+        sanitize memcheck "$t" "$BUILD/tests/unit/$t"
+    done
+    # shellcheck disable=SC2086
+    sanitize memcheck "hv-denoise" hv-denoise -q --device "$DEVICE" --steps 1 $files -o "$dir/sanitized.st"
+    # Races are looked for where all kernels are ours: those of cuBLASLt order their warps in ways that the tool does not see.
+    set -f
+    for only in $RACED; do
+        sanitize racecheck "test_ops, $only" env HV_TEST_ONLY="$only" "$BUILD/tests/unit/test_ops"
+    done
+    set +f
+fi
+finish
