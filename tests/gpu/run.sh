@@ -202,7 +202,8 @@ close_to "latents of the same stage files" "$dir/base.st" "$dir/on.st"
 denoise "$DEVICE" again && same "a second run gives the same bytes" "$dir/on.st" "$dir/again.st"
 
 # What decides where things lie and when they are copied must not be seen in the result.
-fixed='--head-group 1 --chunk-rows 96,64'
+# Our own attention: cuDNN may take another kernel for another number of queries, and --ahead asks it chunk by chunk.
+fixed='--head-group 1 --chunk-rows 96,64 --attention flash'
 # shellcheck disable=SC2086
 denoise "$DEVICE" fixed $fixed --activations device --stream pin
 result $? "groups and chunks of a given size"
@@ -217,6 +218,36 @@ for way in '--activations o-host' '--activations x-host' '--ring segments' '--re
         *) result 1 "$way: $(head -n 1 "$dir/log")" ;;
     esac
 done
+
+# ---- memory: what was planned is what is taken ----
+
+# Two blocks of each kind have the peak of sixty; rows, widths and rings are those of the full size.
+mkdir -p "$dir/short/transformer"
+echo '{"depth_double_blocks": 2, "depth_single_blocks": 2, "double_stream_list": [1]}' >"$dir/short/transformer/config.json"
+planned() {     # what, options...
+    what=$1
+    shift
+    logged hv-denoise -q --device "$DEVICE" --model "$dir/short" --bench=json --size 768x704 --text-rows 256 --guidance 1 --repeat 1 \
+        "$@"
+    rc=$?
+    jq -r '"\(.measured_bytes / 1048576 | floor) MiB measured, \(.predicted_bytes / 1048576 | floor) planned"' "$dir/log" >"$dir/verdict" 2>&1
+    [ $rc = 0 ] && jq -e '(.measured_bytes - .predicted_bytes | fabs) <= 0.02 * .predicted_bytes' "$dir/log" >/dev/null
+    result $? "$what: $(tail -n 1 "$dir/verdict")"
+}
+
+if [ "$DEVICE" = cpu ]; then
+    skip "memory planned and taken" "a cpu"
+else
+    planned "bf16, device" --weights-dtype bf16 --activations device --head-group 24 --chunk-rows 8192,8192 --ring blocks
+    planned "int8, device" --weights-dtype int8 --activations device --gemm fused --head-group 4 --chunk-rows 8192,4096 --ring blocks
+    planned "bf16, o-host" --weights-dtype bf16 --activations o-host --head-group 4 --chunk-rows 8192,2048 --ring segments
+    planned "int8, x-host" --weights-dtype int8 --activations x-host --gemm fused --head-group 4 --chunk-rows 4096,2048 --ring segments \
+        --ahead off
+    # shellcheck disable=SC2086
+    denoise "$DEVICE" small --vram 100M
+    [ $? = 5 ] && grep -q 'budget' "$dir/log"
+    result $? "a budget below the context: status 5, $(head -n 1 "$dir/log")"
+fi
 
 # ---- under compute-sanitizer ----
 
