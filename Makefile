@@ -58,11 +58,13 @@ simd      = $(if $(findstring _avx512.c,$<),$(AVX512),$(if $(findstring _avx2.c,
 
 ifeq ($(WITH_CUDA),1)
   CPPFLAGS += -DHV_CUDA_BACKEND
-  LDLIBS   += -L$(dir $(NVCC))../lib64 -lcublasLt -lcudart_static -ldl -lrt -lstdc++
+  LDLIBS   += -L$(dir $(NVCC))../lib64 -Wl,-rpath,$(abspath $(dir $(NVCC))../lib64) -lcudart_static -ldl -lrt -lstdc++
   # 90a, not 90: the matrix instructions of Hopper belong to the one architecture alone.
   ARCHS    := $(if $(filter native,$(ARCH)),$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | tr -d . | sort -u | sed 's/^90$$/90a/'),$(subst ;, ,$(ARCH)))
   GENCODE  := $(foreach a,$(ARCHS),-gencode=arch=compute_$(a),code=sm_$(a))
-  NVCCFLAGS += -O3 -std=c++17 -lineinfo $(GENCODE) $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xcompiler -Wall,-Wextra -Xptxas -v
+  # Kernels for five architectures are small in a program only when they are packed well (nvcc 12.8 and later).
+  PACKED   := $(if $(shell $(NVCC) --help | grep -m1 -e --compress-mode),--compress-mode=size)
+  NVCCFLAGS += -O3 -std=c++17 $(PACKED) $(GENCODE) $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Xcompiler -Wall,-Wextra -Xptxas -v
 # What ptxas says of registers and spills is kept beside the object; tests/tools/spills.sh reads it.
 endif
 

@@ -95,6 +95,7 @@ __device__ static inline float cuda_act(float x, enum hv_act act)
 
 /* ---- parts of the backend ---- */
 
+int  cuda_blaslt_open(struct hv_err *e);                        /* blaslt.cu: finds the library, once a process */
 int  cuda_gemm_open(struct hv_dev *d, struct hv_err *e);        /* gemm.cu */
 void cuda_gemm_close(struct hv_dev *d);
 void cuda_cudnn_open(struct hv_dev *d);                         /* attention_cudnn.cu: finds the library, or not */

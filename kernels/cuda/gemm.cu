@@ -59,6 +59,8 @@ int cuda_gemm_open(struct hv_dev *d, struct hv_err *e)
 {
     struct cuda *c = cuda_of(d);
 
+    if (cuda_blaslt_open(e))
+        return e->code;
     if (!(c->gemm = (struct cuda_gemm *)calloc(1, sizeof *c->gemm)))
         return hv_fail(e, HV_ENOMEM, "cuda: out of memory");
     if (cudaDeviceGetAttribute(&c->gemm->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, c->index) != cudaSuccess ||

@@ -4,10 +4,7 @@
 
 #include <math.h>
 #include <stdarg.h>
-#include <stdlib.h>
 #include <string.h>
-
-#include "model/rope.h"
 
 /* ---- rows, weights ---- */
 
@@ -67,32 +64,18 @@ void dit_traced(const struct dit *n, int64_t row, int64_t col, hv_tensor t, cons
 
 /* ---- a forward's state ---- */
 
-/* One guidance branch: its rows, and the tables of its moment. Text has its own length behind the image. */
-struct state {
-    const struct dit_call *call;
-    int       slot;             /* 0, 1: which of the tables that exist twice */
-    int64_t   text;             /* text rows */
-    hv_tensor x;                /* on the device; HV_NO where it lives on the host */
-    hv_tensor q, o;             /* o: whole on the device, q HV_NO where its columns hold the queries; else of one group or chunk */
-    hv_tensor k[2], v[2];       /* of one group; of two in turn where the next is made ahead */
-    hv_tensor mod, kv;
-    int       held;             /* a block's weights are taken by the caller */
-    int       cached;           /* x comes from the step cache as long as nothing was written to it */
-    int       saving;           /* the block at hand saves x as it enters */
-};
-
-static int is_whole(const struct state *s)
+static int is_whole(const struct dit_state *s)
 {
     return s->q.dtype == HV_NONE;
 }
 
-static struct state state_of(const struct dit *n, const struct dit_call *call, int slot, int64_t text)
+static struct dit_state state_of(const struct dit *n, const struct dit_call *call, int slot, int64_t text)
 {
     const int64_t L = n->m.image + text;
     const int ahead = dit_is_ahead(&n->choice), on_host = dit_o_host(&n->choice);
     const hv_tensor qkv = dit_row(n, ahead ? "kv" : "qkv");
     const int64_t first = !ahead && qkv.shape[0] == 3;
-    struct state s = {.call = call, .slot = slot, .text = text, .mod = hv_index(dit_row(n, "mod"), slot),
+    struct dit_state s = {.call = call, .slot = slot, .text = text, .mod = hv_index(dit_row(n, "mod"), slot),
                       .kv = hv_index(dit_row(n, "adapter_kv"), slot)};
 
     for (int i = 0; i < 2; i++) {
@@ -115,7 +98,7 @@ struct chunk {
     int     text;
 };
 
-static struct chunk chunk_at(const struct dit *n, const struct state *s, int64_t row, int64_t most)
+static struct chunk chunk_at(const struct dit *n, const struct dit_state *s, int64_t row, int64_t most)
 {
     const int text = row >= n->m.image;
     const int64_t end = text ? n->m.image + s->text : n->m.image;
@@ -123,210 +106,18 @@ static struct chunk chunk_at(const struct dit *n, const struct state *s, int64_t
     return (struct chunk){.row = row, .n = end - row < most ? end - row : most, .text = text};
 }
 
-static struct chunk first_chunk(const struct dit *n, const struct state *s, int64_t most)
+static struct chunk first_chunk(const struct dit *n, const struct dit_state *s, int64_t most)
 {
     return chunk_at(n, s, 0, most);
 }
 
-static struct chunk next_chunk(const struct dit *n, const struct state *s, struct chunk c, int64_t most)
+static struct chunk next_chunk(const struct dit *n, const struct dit_state *s, struct chunk c, int64_t most)
 {
     return chunk_at(n, s, c.row + c.n, most);
 }
 
-/* ---- step cache: where a row of x is kept ---- in host memory: video rows by frame of the clip, reference and text rows by window */
-
-static hv_tensor cache_frame(const struct dit *n, int branch, int64_t frame)
-{
-    return hv_rows(hv_index(dit_host(n, "step_cache"), branch), frame * n->m.tokens, n->m.tokens);
-}
-
-/* Reference rows, then room for text_rows of text. */
-static hv_tensor cache_window(const struct dit *n, int branch, int64_t window)
-{
-    const int64_t each = n->m.tokens + n->s.text_rows;
-
-    return hv_rows(hv_index(dit_host(n, "step_cache"), branch), n->s.clip_frames * n->m.tokens + window * each, each);
-}
-
-/* The window that saved the first frame last. */
-static int cache_source(const struct dit *n, const struct dit_call *call)
-{
-    return n->saved.window[call->branch * n->s.clip_frames + call->frame[0]];
-}
-
-/* Rows row .. of the run that begins there, at most `rows` of them: reference, one frame, or text. */
-static hv_tensor cache_run(const struct dit *n, const struct dit_call *call, int64_t row, int64_t rows)
-{
-    const int64_t P = n->m.tokens, frame = row / P - 1;
-    const int window = call->cache == DIT_LOAD ? cache_source(n, call) : call->window;
-    hv_tensor run;
-    int64_t at = row % P;
-
-    if (row < P) {
-        run = hv_rows(cache_window(n, call->branch, window), 0, P);
-    } else if (row < n->m.image) {
-        run = cache_frame(n, call->branch, call->frame[frame]);
-    } else {
-        run = hv_rows(cache_window(n, call->branch, window), P, n->s.text_rows);
-        at = row - n->m.image;
-    }
-    return hv_rows(run, at, run.shape[0] - at < rows ? run.shape[0] - at : rows);
-}
-
-static void move_rows(const struct dit *n, enum hv_lane lane, hv_tensor to, hv_tensor from)
-{
-    const size_t size = hv_dtype_size(to.dtype);
-
-    hv_dev_move(n->dev, lane, to.data, (size_t)to.stride[0] * size, from.data, (size_t)from.stride[0] * size,
-                (size_t)to.shape[1] * size, (size_t)to.shape[0]);
-}
-
-/* Rows row .. of x to or from the cache; t is on the device. */
-static void cache_move(const struct dit *n, const struct dit_call *call, hv_tensor t, int64_t row, int save)
-{
-    for (int64_t at = 0; at < t.shape[0];) {
-        const hv_tensor run = cache_run(n, call, row + at, t.shape[0] - at), part = hv_rows(t, at, run.shape[0]);
-        if (save)
-            move_rows(n, HV_LANE_OUT, run, part);
-        else
-            move_rows(n, HV_LANE_STAGE, part, run);
-        at += run.shape[0];
-    }
-}
-
-static void note_saved(struct dit *n, const struct state *s)
-{
-    const struct dit_call *call = s->call;
-
-    for (int64_t k = 0; k < n->s.frames; k++)
-        n->saved.window[call->branch * n->s.clip_frames + call->frame[k]] = call->window;
-    n->saved.text[call->branch * n->s.windows + call->window] = s->text;
-}
-
-/* ---- rows that live on the host ----
- *
- * Two slots on the device take chunks in turn. STAGE fills a slot when the lane that used it last is past it, OUT empties it.
- * The slots' bytes belong to other rows of the plan in other phases: where a phase begins, STAGE waits for the computation
- * before it, and the computation for what OUT still has to read. */
-
-static void lane_after(const struct dit *n, enum hv_lane later, enum hv_lane earlier)
-{
-    hv_dev_record(n->dev, n->stage.mark, earlier);
-    hv_dev_wait(n->dev, n->stage.mark, later);
-}
-
-static void begin_phase(struct dit *n)
-{
-    if (!dit_o_host(&n->choice))
-        return;
-    lane_after(n, HV_LANE_COMPUTE, HV_LANE_OUT);
-    lane_after(n, HV_LANE_STAGE, HV_LANE_COMPUTE);
-    for (int i = 0; i < 2; i++)
-        n->stage.written[i].shape[0] = 0;
-}
-
-static hv_tensor x_on_host(const struct dit *n, const struct state *s, int64_t row, int64_t rows)
-{
-    return hv_rows(dit_host(n, "x_host"), (dit_paired(&n->choice) > 1 ? s->slot * n->m.rows : 0) + row, rows);
-}
-
-static int meet(hv_tensor a, hv_tensor b)
-{
-    const char *p = a.data, *q = b.data;
-
-    return a.shape[0] && b.shape[0] && p < q + hv_nbytes(b) && q < p + hv_nbytes(a);
-}
-
-enum fetch { ROOM, FETCH };             /* rows that will be written whole, or that are wanted as they are */
-
-/* Rows of x on the device. */
-static hv_tensor x_rows(struct dit *n, const struct state *s, const char *slots, int64_t row, int64_t rows, enum fetch fetch)
-{
-    struct dit_stage *const g = &n->stage;
-
-    if (n->choice.tier != DIT_TIER_X_HOST)
-        return hv_rows(s->x, row, rows);
-    const int i = g->turn ^= 1;
-    const hv_tensor t = hv_rows(hv_index(dit_row(n, slots), i), 0, rows), host = x_on_host(n, s, row, rows);
-    if (fetch == ROOM) {
-        hv_dev_wait(n->dev, n->stage.free[i], HV_LANE_COMPUTE);
-        return t;
-    }
-    hv_dev_wait(n->dev, n->stage.free[i], HV_LANE_STAGE);
-    if (meet(n->stage.written[!i], host))
-        hv_dev_wait(n->dev, n->stage.free[!i], HV_LANE_STAGE);
-    if (s->cached)
-        cache_move(n, s->call, t, row, 0);
-    else
-        move_rows(n, HV_LANE_STAGE, t, host);
-    hv_dev_record(n->dev, n->stage.full[i], HV_LANE_STAGE);
-    hv_dev_wait(n->dev, n->stage.full[i], HV_LANE_COMPUTE);
-    return t;
-}
-
-enum use { READ, WRITTEN };
-
-/* What x_rows gave is no longer needed, and goes back if it was written. */
-static void x_done(struct dit *n, const struct state *s, hv_tensor t, int64_t row, enum use use)
-{
-    const int i = n->stage.turn;
-
-    if (s->saving) {
-        lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
-        cache_move(n, s->call, t, row, 1);
-    }
-    if (n->choice.tier != DIT_TIER_X_HOST)
-        return;
-    n->stage.written[i].shape[0] = 0;
-    if (use == WRITTEN) {
-        n->stage.written[i] = x_on_host(n, s, row, t.shape[0]);
-        lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
-        move_rows(n, HV_LANE_OUT, n->stage.written[i], t);
-    }
-    hv_dev_record(n->dev, n->stage.free[i], use == WRITTEN || s->saving ? HV_LANE_OUT : HV_LANE_COMPUTE);
-}
-
-/* The result of a group of heads leaves the device, rows row .. of it. */
-static void o_out(const struct dit *n, hv_tensor o, int64_t head, int64_t row)
-{
-    if (!dit_o_host(&n->choice))
-        return;
-    lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
-    move_rows(n, HV_LANE_OUT, hv_rows(hv_index(dit_host(n, "o_host"), head / n->choice.group), row, o.shape[0]), o);
-    hv_dev_record(n->dev, n->stage.o_out, HV_LANE_OUT);
-}
-
-/* Nothing is written over a result that has not left. */
-static void after_o_out(const struct dit *n, int wanted)
-{
-    if (dit_o_host(&n->choice) && wanted)
-        hv_dev_wait(n->dev, n->stage.o_out, HV_LANE_COMPUTE);
-}
-
-/* Rows of o on the device, all heads side by side. */
-static hv_tensor o_rows(struct dit *n, const struct state *s, int64_t row, int64_t rows)
-{
-    if (!dit_o_host(&n->choice))
-        return hv_rows(s->o, row, rows);
-    const int i = n->stage.o_turn ^= 1;
-    const int64_t G = n->choice.group * n->c.head_dim;
-    const hv_tensor t = hv_rows(hv_index(dit_row(n, "o_mlp"), i), 0, rows), host = dit_host(n, "o_host");
-    hv_dev_wait(n->dev, n->stage.o_free[i], HV_LANE_STAGE);
-    for (int64_t g = 0; g < host.shape[0]; g++)
-        move_rows(n, HV_LANE_STAGE, hv_cols(t, g * G, G), hv_rows(hv_index(host, g), row, rows));
-    hv_dev_record(n->dev, n->stage.o_full[i], HV_LANE_STAGE);
-    hv_dev_wait(n->dev, n->stage.o_full[i], HV_LANE_COMPUTE);
-    return t;
-}
-
-static void o_done(const struct dit *n)
-{
-    if (dit_o_host(&n->choice))
-        hv_dev_record(n->dev, n->stage.o_free[n->stage.o_turn], HV_LANE_COMPUTE);
-}
-
 /* A whole span of x for the tracer; on the host tier everything in flight has to land first. */
-static void trace_x(const struct dit *n, const struct state *s, int64_t row, int64_t rows, const char *fmt, int64_t i)
+static void trace_x(const struct dit *n, const struct dit_state *s, int64_t row, int64_t rows, const char *fmt, int64_t i)
 {
     struct hv_err e = {0};
 
@@ -334,7 +125,7 @@ static void trace_x(const struct dit *n, const struct state *s, int64_t row, int
         return;
     if (n->choice.tier == DIT_TIER_X_HOST && hv_dev_sync(n->dev, &e))
         return;
-    dit_traced(n, 0, 0, n->choice.tier == DIT_TIER_X_HOST ? x_on_host(n, s, row, rows) : hv_rows(s->x, row, rows), fmt, (long long)i);
+    dit_traced(n, 0, 0, n->choice.tier == DIT_TIER_X_HOST ? dit_x_on_host(n, s, row, rows) : hv_rows(s->x, row, rows), fmt, (long long)i);
 }
 
 /* ---- weights of a phase ---- */
@@ -364,13 +155,13 @@ static void give(const struct dit *n, const char *stem, int64_t i, const char *p
     hv_weights_give(n->w, name);
 }
 
-static void phase_take(const struct dit *n, const struct state *s, const char *stem, int64_t i, const char *part)
+static void phase_take(const struct dit *n, const struct dit_state *s, const char *stem, int64_t i, const char *part)
 {
     if (!s->held)
         take(n, stem, i, part);
 }
 
-static void phase_give(const struct dit *n, const struct state *s, const char *stem, int64_t i, const char *part)
+static void phase_give(const struct dit *n, const struct dit_state *s, const char *stem, int64_t i, const char *part)
 {
     if (!s->held)
         give(n, stem, i, part);
@@ -437,11 +228,11 @@ static struct group group_weights(const struct dit *n, const struct block *b, co
 }
 
 /* The parts of a group that are wanted for one chunk of rows. The first pass over x leaves the rows' statistics to the others. */
-static void chunk_qkv(struct dit *n, const struct state *s, const struct block *b, const struct group *g, struct chunk c,
+static void chunk_qkv(struct dit *n, const struct dit_state *s, const struct block *b, const struct group *g, struct chunk c,
                       const hv_tensor part[3], int first)
 {
     const hv_tensor z = hv_rows(dit_row(n, "z_attn"), 0, c.n), stat = hv_rows(dit_row(n, "stat"), c.row, c.n);
-    const hv_tensor x = x_rows(n, s, "x_attn", c.row, c.n, FETCH);
+    const hv_tensor x = dit_x_rows(n, s, "x_attn", c.row, c.n, DIT_FETCH);
     const int kv = part[1].dtype != HV_NONE, q = part[0].dtype != HV_NONE;
     const int batch = q && kv && part[0].stride[0] == part[1].stride[0];        /* else q lies in o's columns, or in a chunk */
     struct hv_rope rope = n->rope;
@@ -450,7 +241,7 @@ static void chunk_qkv(struct dit *n, const struct state *s, const struct block *
     if (first)
         hv_row_stats(n->dev, stat, x, DIT_NORM_EPS);
     hv_norm_modulate(n->dev, z, x, stat, b->mod[0], b->mod[1]);
-    x_done(n, s, x, c.row, READ);
+    dit_x_done(n, s, x, c.row, DIT_READ);
     if (q && !batch)
         hv_linear(n->dev, part[0], z, g->w[0], g->bias[0], HV_ACT_NONE);
     if (kv)
@@ -468,7 +259,7 @@ static void trace_qkv(const struct dit *n, const struct block *b, const hv_tenso
 }
 
 /* q, k, v of a group for all rows, then its attention; the groups that follow still read the unmodified x. */
-static void attend_groups(struct dit *n, struct state *s, const struct block b[2], const struct hv_attn *a)
+static void attend_groups(struct dit *n, struct dit_state *s, const struct block b[2], const struct hv_attn *a)
 {
     const int64_t most = n->choice.rows_attn, end = n->m.image + s->text, D = n->c.head_dim;
 
@@ -477,7 +268,7 @@ static void attend_groups(struct dit *n, struct state *s, const struct block b[2
         const hv_tensor q = is_whole(s) ? o : s->q;
         const int64_t heads[3] = {head, head, head};
         struct group g = {.w = {HV_NO}};
-        after_o_out(n, !n->choice.apart);               /* the last group's result is in q's rows */
+        dit_after_o_out(n, !n->choice.apart);               /* the last group's result is in q's rows */
         for (struct chunk c = first_chunk(n, s, most), last = {.text = -1}; c.row < end; last = c, c = next_chunk(n, s, c, most)) {
             const hv_tensor part[3] = {hv_rows(q, c.row, c.n), hv_rows(s->k[0], c.row, c.n), hv_rows(s->v[0], c.row, c.n)};
             if (c.text != last.text)
@@ -486,16 +277,16 @@ static void attend_groups(struct dit *n, struct state *s, const struct block b[2
             trace_qkv(n, b, part, c.row, heads);
         }
         s->saving = 0;
-        after_o_out(n, n->choice.apart);
+        dit_after_o_out(n, n->choice.apart);
         hv_attention(n->dev, o, q, s->k[0], s->v[0], a);
         dit_traced(n, 0, head * D, o, "%.6s.%lld.attn", b->stem, (long long)b->i);
-        o_out(n, o, head, 0);
+        dit_o_out(n, o, head, 0);
     }
 }
 
 /* The same with x on the host: while a chunk's queries of one group meet their keys, the next chunk of x is on its way, and gives
  * keys and values of the next group beside its queries of this one. */
-static void attend_ahead(struct dit *n, struct state *s, const struct block b[2], const struct hv_attn *a)
+static void attend_ahead(struct dit *n, struct dit_state *s, const struct block b[2], const struct hv_attn *a)
 {
     const int64_t most = n->choice.rows_attn, end = n->m.image + s->text, G = n->choice.group;
 
@@ -508,22 +299,22 @@ static void attend_ahead(struct dit *n, struct state *s, const struct block b[2]
                                        next < 0 ? HV_NO : hv_rows(s->v[turn], c.row, c.n)};
             if (c.text != last.text)
                 g = group_weights(n, &b[c.text], heads);
-            after_o_out(n, !n->choice.apart);
+            dit_after_o_out(n, !n->choice.apart);
             chunk_qkv(n, s, &b[c.text], &g, c, part, head < 0);
             trace_qkv(n, b, part, c.row, heads);
             if (head < 0)
                 continue;
-            after_o_out(n, n->choice.apart);
+            dit_after_o_out(n, n->choice.apart);
             hv_attention(n->dev, o, q, s->k[!turn], s->v[!turn], a);
             dit_traced(n, c.row, head * n->c.head_dim, o, "%.6s.%lld.attn", b->stem, (long long)b->i);
-            o_out(n, o, head, c.row);
+            dit_o_out(n, o, head, c.row);
         }
         s->saving = 0;
     }
 }
 
 /* o = attention over all rows. b: image, text. */
-static void attention(struct dit *n, struct state *s, const struct block b[2])
+static void attention(struct dit *n, struct dit_state *s, const struct block b[2])
 {
     const int saving = s->saving;
     struct hv_attn a = {.heads = (int)n->choice.group, .kv_heads = (int)n->choice.group,
@@ -531,16 +322,16 @@ static void attention(struct dit *n, struct state *s, const struct block b[2])
 
     if (hv_plan_find(hv_arena_plan(n->arena), "attention"))
         a.scratch = dit_row(n, "attention");
-    begin_phase(n);
+    dit_begin_phase(n);
     (dit_is_ahead(&n->choice) ? attend_ahead : attend_groups)(n, s, b, &a);
     if (saving)
-        lane_after(n, HV_LANE_COMPUTE, HV_LANE_OUT);    /* what is being saved is about to change */
-    begin_phase(n);
+        dit_lane_after(n, HV_LANE_COMPUTE, HV_LANE_OUT);    /* what is being saved is about to change */
+    dit_begin_phase(n);
 }
 
 /* ---- double blocks ---- */
 
-static void double_views(const struct state *s, int64_t i, struct block b[2])
+static void double_views(const struct dit_state *s, int64_t i, struct block b[2])
 {
     for (int t = 0; t < 2; t++) {
         b[t] = (struct block){.stem = "double_blocks", .i = i, .qkv = t ? "txt_attn_qkv" : "img_attn_qkv",
@@ -572,24 +363,24 @@ static struct rest double_weights(const struct dit *n, const struct block *b, in
 
 /* A chunk, from attention's result to the end of the block:
  * x += gate1 * proj(o);  x += gate2 * fc2(gelu(fc1(modulate(norm(x))))) */
-static void double_rest(struct dit *n, const struct state *s, const struct block *b, const struct rest *r, struct chunk c)
+static void double_rest(struct dit *n, const struct dit_state *s, const struct block *b, const struct rest *r, struct chunk c)
 {
-    const hv_tensor o = o_rows(n, s, c.row, c.n), x = x_rows(n, s, "x_mlp", c.row, c.n, FETCH);
+    const hv_tensor o = dit_o_rows(n, s, c.row, c.n), x = dit_x_rows(n, s, "x_mlp", c.row, c.n, DIT_FETCH);
     const hv_tensor z = hv_rows(dit_row(n, "z"), 0, c.n), stat = hv_rows(dit_row(n, "stat"), c.row, c.n);
     const hv_tensor hidden = hv_cols(hv_rows(dit_row(n, "hidden"), 0, c.n), 0, n->c.mlp);
 
     hv_linear(n->dev, z, o, r->w[0], r->bias[0], HV_ACT_NONE);
-    o_done(n);
+    dit_o_done(n);
     hv_gated_add(n->dev, x, b->mod[2], z);
     hv_row_stats(n->dev, stat, x, DIT_NORM_EPS);
     hv_norm_modulate(n->dev, z, x, stat, b->mod[3], b->mod[4]);
     hv_linear(n->dev, hidden, z, r->w[1], r->bias[1], HV_ACT_GELU_TANH);
     hv_linear(n->dev, z, hidden, r->w[2], r->bias[2], HV_ACT_NONE);
     hv_gated_add(n->dev, x, b->mod[5], z);
-    x_done(n, s, x, c.row, WRITTEN);
+    dit_x_done(n, s, x, c.row, DIT_WRITTEN);
 }
 
-static void double_block(struct dit *n, struct state *s, int64_t i)
+static void double_block(struct dit *n, struct dit_state *s, int64_t i)
 {
     const int64_t most = n->choice.rows_mlp, border = n->m.image;
     struct block b[2];
@@ -636,7 +427,7 @@ static void gather_sound(struct dit *n, const struct dit_call *call, int slot)
 }
 
 /* Queries of a chunk of video rows against the sound of each one's own frame, in place on q. */
-static void hear(const struct dit *n, const struct state *s, hv_tensor q, int64_t first)
+static void hear(const struct dit *n, const struct dit_state *s, hv_tensor q, int64_t first)
 {
     const int64_t d = n->c.adapter_dim, P = n->m.tokens, keys = n->m.keys;
     const struct hv_attn a = {.heads = 1, .kv_heads = 1, .scale = (float)(1 / sqrt((double)d))};
@@ -650,18 +441,18 @@ static void hear(const struct dit *n, const struct state *s, hv_tensor q, int64_
 }
 
 /* x += face * to_out(softmax(q k^T / sqrt(d)) v) on the video rows. at: the adapter's place among those that run. */
-static void adapter(struct dit *n, const struct state *s, int j, int64_t at)
+static void adapter(struct dit *n, const struct dit_state *s, int j, int64_t at)
 {
     const char *stem = "audio_adapter_blocks";
     const int64_t most = n->choice.rows_mlp, P = n->m.tokens;
     const hv_tensor face = dit_row(n, "face");
 
     phase_take(n, s, "adapter", j, "");
-    begin_phase(n);
+    dit_begin_phase(n);
     hv_upload(n->dev, s->kv, hv_index(hv_index(dit_host(n, "sound_window"), s->slot), at));
     for (int64_t row = 0; row < n->m.video && !n->dev->fault.code; row += most) {
         const int64_t rows = n->m.video - row < most ? n->m.video - row : most;
-        const hv_tensor x = x_rows(n, s, "x_mlp", P + row, rows, FETCH), z = hv_rows(dit_row(n, "z"), 0, rows);
+        const hv_tensor x = dit_x_rows(n, s, "x_mlp", P + row, rows, DIT_FETCH), z = hv_rows(dit_row(n, "z"), 0, rows);
         const hv_tensor q = hv_rows(dit_row(n, "adapter_q"), 0, rows);
         hv_layer_norm(n->dev, z, x, dit_weight(n, stem, j, "norm2.weight"), dit_weight(n, stem, j, "norm2.bias"),
                       DIT_SOUND_EPS);
@@ -670,26 +461,26 @@ static void adapter(struct dit *n, const struct state *s, int j, int64_t at)
         hv_linear(n->dev, z, q, dit_weight(n, stem, j, "to_out.weight"), HV_NO, HV_ACT_NONE);
         dit_traced(n, row, 0, z, "adapter.%d.out", j);
         hv_masked_add(n->dev, x, hv_rows(face, row, rows), z);
-        x_done(n, s, x, P + row, WRITTEN);
+        dit_x_done(n, s, x, P + row, DIT_WRITTEN);
     }
     phase_give(n, s, "adapter", j, "");
 }
 
 /* ---- single blocks ---- */
 
-static void single_rest(struct dit *n, const struct state *s, const struct block *b, const struct rest *r, struct chunk c)
+static void single_rest(struct dit *n, const struct dit_state *s, const struct block *b, const struct rest *r, struct chunk c)
 {
     const int64_t H = n->c.hidden, M = n->c.mlp;
-    const hv_tensor o = o_rows(n, s, c.row, c.n), x = x_rows(n, s, "x_mlp", c.row, c.n, FETCH);
+    const hv_tensor o = dit_o_rows(n, s, c.row, c.n), x = dit_x_rows(n, s, "x_mlp", c.row, c.n, DIT_FETCH);
     const hv_tensor z = hv_rows(dit_row(n, "z"), 0, c.n), cat = hv_rows(dit_row(n, "hidden"), 0, c.n);
 
     hv_norm_modulate(n->dev, z, x, hv_rows(dit_row(n, "stat"), c.row, c.n), b->mod[0], b->mod[1]);
     hv_linear(n->dev, hv_cols(cat, H, M), z, r->w[0], r->bias[0], HV_ACT_GELU_TANH);
     hv_copy(n->dev, hv_cols(cat, 0, H), o);             /* one sum over attention and MLP, as the model has it */
-    o_done(n);
+    dit_o_done(n);
     hv_linear(n->dev, z, cat, r->w[1], r->bias[1], HV_ACT_NONE);
     hv_gated_add(n->dev, x, b->mod[2], z);
-    x_done(n, s, x, c.row, WRITTEN);
+    dit_x_done(n, s, x, c.row, DIT_WRITTEN);
 }
 
 static struct rest single_weights(const struct dit *n, const struct block *b)
@@ -705,7 +496,7 @@ static struct rest single_weights(const struct dit *n, const struct block *b)
     return r;
 }
 
-static void single_block(struct dit *n, struct state *s, int64_t i)
+static void single_block(struct dit *n, struct dit_state *s, int64_t i)
 {
     const int64_t most = n->choice.rows_mlp, end = n->m.image + s->text;
     struct block b[2] = {{.stem = "single_blocks", .i = i, .qkv = "linear1", .norm = ""}};
@@ -780,39 +571,39 @@ static hv_tensor reference_rows(const struct dit *n, struct piece p)
 }
 
 /* Refined text behind the image rows. */
-static void embed_text(struct dit *n, const struct state *s)
+static void embed_text(struct dit *n, const struct dit_state *s)
 {
     const hv_tensor text = dit_rows(hv_index(dit_host(n, "text"), n->slot[s->call->moment]), 0, s->text);
 
     if (n->choice.tier != DIT_TIER_X_HOST)
         hv_upload(n->dev, hv_rows(s->x, n->m.image, s->text), text);
     else if (n->dev->kind != HV_DRY)
-        memcpy(x_on_host(n, s, n->m.image, s->text).data, text.data, hv_nbytes(text));
+        memcpy(dit_x_on_host(n, s, n->m.image, s->text).data, text.data, hv_nbytes(text));
 }
 
 /* x = [img_in(ref frame 0) | img_in(latents) + before_proj(ref_in(ref)) | text]. */
-static void embed(struct dit *n, const struct state *s)
+static void embed(struct dit *n, const struct dit_state *s)
 {
     const struct dit_call *call = s->call;
     const int64_t P = n->m.tokens;
 
     phase_take(n, s, "stem", -1, "");
-    begin_phase(n);
+    dit_begin_phase(n);
     hv_upload(n->dev, dit_row(n, "latents"), call->latents);
     hv_upload(n->dev, dit_row(n, "ref"), call->ref);
     hv_upload(n->dev, dit_row(n, "face"), hv_view(call->mask, HV_F32, 1, &n->m.video));
     for (struct piece p = piece_at(n, 0, P); p.n; p = piece_at(n, p.token + p.n, P)) {
-        const hv_tensor x = x_rows(n, s, "x_mlp", p.token, p.n, ROOM);
+        const hv_tensor x = dit_x_rows(n, s, "x_mlp", p.token, p.n, DIT_ROOM);
         patch_embed(n, x, "img_in.proj", dit_row(n, "ref"), p);
         dit_traced(n, p.token, 0, x, "img_in.ref");
-        x_done(n, s, x, p.token, WRITTEN);
+        dit_x_done(n, s, x, p.token, DIT_WRITTEN);
     }
     for (struct piece p = piece_at(n, 0, n->m.video); p.n; p = piece_at(n, p.token + p.n, n->m.video)) {
-        const hv_tensor x = x_rows(n, s, "x_mlp", P + p.token, p.n, ROOM), ref = reference_rows(n, p);
+        const hv_tensor x = dit_x_rows(n, s, "x_mlp", P + p.token, p.n, DIT_ROOM), ref = reference_rows(n, p);
         patch_embed(n, x, "img_in.proj", dit_row(n, "latents"), p);
         dit_traced(n, p.token, 0, x, "img_in.latents");
         hv_add(n->dev, x, x, ref);
-        x_done(n, s, x, P + p.token, WRITTEN);
+        dit_x_done(n, s, x, P + p.token, DIT_WRITTEN);
     }
     n->ref_kept = 1;
     embed_text(n, s);
@@ -821,20 +612,20 @@ static void embed(struct dit *n, const struct state *s)
 }
 
 /* Velocity of the video rows: unpatchify(lin(modulate(norm(x)))). */
-static void final_layer(struct dit *n, const struct state *s)
+static void final_layer(struct dit *n, const struct dit_state *s)
 {
     const int patch[3] = {(int)n->c.patch[0], (int)n->c.patch[1], (int)n->c.patch[2]};
     const hv_tensor shift = hv_index(s->mod, n->m.mods - 2), scale = hv_index(s->mod, n->m.mods - 1);
 
     phase_take(n, s, "final", -1, "");
-    begin_phase(n);
+    dit_begin_phase(n);
     for (struct piece p = piece_at(n, 0, n->m.video); p.n; p = piece_at(n, p.token + p.n, n->m.video)) {
         const hv_tensor z = hv_rows(dit_row(n, "embed"), 0, p.n), y = hv_rows(dit_row(n, "patches"), 0, p.n);
-        const hv_tensor x = x_rows(n, s, "x_mlp", n->m.tokens + p.token, p.n, FETCH);
+        const hv_tensor x = dit_x_rows(n, s, "x_mlp", n->m.tokens + p.token, p.n, DIT_FETCH);
         const hv_tensor stat = hv_rows(dit_row(n, "stat"), n->m.tokens + p.token, p.n);
         hv_row_stats(n->dev, stat, x, DIT_NORM_EPS);
         hv_norm_modulate(n->dev, z, x, stat, shift, scale);
-        x_done(n, s, x, n->m.tokens + p.token, READ);
+        dit_x_done(n, s, x, n->m.tokens + p.token, DIT_READ);
         dit_linear(n, y, z, "final_layer.linear", HV_ACT_NONE);
         dit_traced(n, p.token, 0, y, "final_layer");
         hv_unpatchify(n->dev, box(n, dit_row(n, "velocity"), p), y, patch);
@@ -845,7 +636,7 @@ static void final_layer(struct dit *n, const struct state *s)
 /* ---- forward ---- */
 
 /* Modulation vectors of the moment: all, or those of the last single block and the final layer. */
-static void upload_modulation(const struct dit *n, const struct state *s)
+static void upload_modulation(const struct dit *n, const struct dit_state *s)
 {
     const int moment = s->call->moment;
     const int64_t H = n->c.hidden, slot = n->slot[moment], first = n->moment[moment].cached ? n->m.tail : 0;
@@ -861,12 +652,12 @@ static int64_t text_rows(const struct dit *n, const struct dit_call *call)
 
     if (call->cache != DIT_LOAD)
         return text;
-    const int64_t saved = n->saved.text[call->branch * n->s.windows + cache_source(n, call)];
+    const int64_t saved = n->saved.text[call->branch * n->s.windows + dit_cache_source(n, call)];
     return saved < text ? saved : text;
 }
 
 /* Every branch through one block: its weights stay until all are through. */
-static void each(struct dit *n, struct state *s, int count, const char *stem, int64_t i, void (*block)(struct dit *, struct state *, int64_t))
+static void each(struct dit *n, struct dit_state *s, int count, const char *stem, int64_t i, void (*block)(struct dit *, struct dit_state *, int64_t))
 {
     static const char *const parts[2][3] = {{"qkv", "img", "txt"}, {"qkv", "rest", NULL}};
     const char *const *part = parts[*stem == 's'];
@@ -881,7 +672,7 @@ static void each(struct dit *n, struct state *s, int count, const char *stem, in
             give(n, stem, i, part[p]);
 }
 
-static void adapters(struct dit *n, struct state *s, int count, int64_t block)
+static void adapters(struct dit *n, struct dit_state *s, int count, int64_t block)
 {
     const int j = dit_adapter_of(&n->c, block);
     int64_t at = 0;
@@ -900,7 +691,7 @@ static void adapters(struct dit *n, struct state *s, int count, int64_t block)
 }
 
 /* Everything up to the last single block. */
-static void blocks(struct dit *n, struct state *s, int count)
+static void blocks(struct dit *n, struct dit_state *s, int count)
 {
     if (count > 1)
         take(n, "stem", -1, "");
@@ -921,14 +712,14 @@ static void blocks(struct dit *n, struct state *s, int count)
 }
 
 /* x as it enters the last single block, from the step cache. */
-static void load(struct dit *n, struct state *s)
+static void load(struct dit *n, struct dit_state *s)
 {
     s->cached = 1;
     if (n->choice.tier == DIT_TIER_X_HOST)
         return;
-    lane_after(n, HV_LANE_STAGE, HV_LANE_COMPUTE);
-    cache_move(n, s->call, s->x, 0, 0);
-    lane_after(n, HV_LANE_COMPUTE, HV_LANE_STAGE);
+    dit_lane_after(n, HV_LANE_STAGE, HV_LANE_COMPUTE);
+    dit_cache_move(n, s->call, s->x, 0, 0);
+    dit_lane_after(n, HV_LANE_COMPUTE, HV_LANE_STAGE);
 }
 
 static int check_call(const struct dit *n, const struct dit_call *call, struct hv_err *e)
@@ -953,7 +744,7 @@ static int check_call(const struct dit *n, const struct dit_call *call, struct h
 static int together(struct dit *n, const struct dit_call *call, int count, struct hv_err *e)
 {
     const int64_t last = n->c.single_blocks - 1;
-    struct state s[DIT_CALLS];
+    struct dit_state s[DIT_CALLS];
 
     for (int b = 0; b < count; b++) {
         s[b] = state_of(n, &call[b], count > 1 ? b : n->turn, text_rows(n, &call[b]));
@@ -968,7 +759,7 @@ static int together(struct dit *n, const struct dit_call *call, int count, struc
             load(n, &s[b]);
         s[b].saving = call[b].cache == DIT_SAVE;
         if (s[b].saving)
-            note_saved(n, &s[b]);
+            dit_cache_note(n, &s[b]);
         trace_x(n, &s[b], 0, n->m.image + s[b].text, "cache", 0);
     }
     each(n, s, count, "single", last, single_block);
@@ -1013,151 +804,4 @@ void dit_face_tokens(float *m, hv_tensor face, const struct dit_config *c, const
                                    j * c->patch[2] * face.stride[3];
                 m[(t * down + i) * across + j] = ((const float *)face.data)[at];
             }
-}
-
-/* ---- open, close ---- */
-
-static int rope_tables(struct dit *n, struct hv_err *e)
-{
-    const int64_t extent[3] = {n->s.frames + 1, n->m.down, n->m.across}, total = dit_rope_count(&n->c, &n->s);
-    const hv_tensor all = hv_slice(dit_row(n, "rope"), 0, 0, total);
-    float *host = malloc((size_t)total * sizeof *host);
-    int64_t at = 0;
-
-    if (!host)
-        return hv_fail(e, HV_ENOMEM, "rope: out of memory");
-    for (int a = 0; a < 3; a++) {
-        const int64_t half = n->c.rope_dim[a] / 2, count = extent[a] * half;
-        rope_table(host + at, host + at + count, a ? 0 : ROPE_FIRST_TIME, extent[a], n->c.rope_dim[a], n->c.rope_theta);
-        n->rope.cos[a] = hv_reshape(hv_slice(all, 0, at, count), 2, (const int64_t[]){extent[a], half});
-        n->rope.sin[a] = hv_reshape(hv_slice(all, 0, at + count, count), 2, (const int64_t[]){extent[a], half});
-        n->rope.grid[a] = extent[a];
-        at += 2 * count;
-    }
-    hv_upload(n->dev, all, hv_view(host, HV_F32, 1, &total));
-    hv_dev_sync(n->dev, e);
-    free(host);
-    return e->code;
-}
-
-static int open_stage(struct dit *n, struct hv_err *e)
-{
-    struct dit_stage *g = &n->stage;
-    void **const all[] = {&g->mark, &g->o_out, g->full, g->full + 1, g->free, g->free + 1, g->o_full, g->o_full + 1, g->o_free,
-                          g->o_free + 1};
-
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (!(*all[i] = hv_dev_event(n->dev, e)))
-            return e->code;
-    return 0;
-}
-
-static void close_stage(struct dit *n)
-{
-    const struct dit_stage *g = &n->stage;
-    void *const all[] = {g->mark, g->o_out, g->full[0], g->full[1], g->free[0], g->free[1], g->o_full[0], g->o_full[1],
-                         g->o_free[0], g->o_free[1]};
-
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        hv_dev_event_close(n->dev, all[i]);
-}
-
-/* Memory of the host that the device copies from and to. The dry device touches none of it. */
-static int open_host(struct dit *n, struct hv_err *e)
-{
-    const size_t bytes = hv_plan_bytes(&n->host_plan) + 1;
-
-    n->memory = n->dev->kind == HV_DRY ? malloc(bytes) : hv_dev_pin(n->dev, bytes, e);
-    return n->memory ? 0 : hv_fail(e, HV_ENOMEM, "host: out of memory: %zu MiB requested", bytes >> 20);
-}
-
-static int open_stream(struct dit *n, const struct hv_stream_opts *given, struct hv_err *e)
-{
-    struct hv_stream_opts o = given ? *given : (struct hv_stream_opts){0};
-    uint8_t *keep = NULL;
-
-    if (!n->choice.ring_bytes || n->dev->kind == HV_DRY)
-        return 0;
-    if (n->choice.resident_bytes && !(keep = calloc(DIT_GROUPS_MAX, 1)))
-        return hv_fail(e, HV_ENOMEM, "weights: out of memory");
-    o.ring = dit_row(n, "ring");
-    if (keep) {
-        dit_resident_bytes(&n->c, n->choice.resident_blocks, n->s.weights, keep);
-        o.resident = dit_row(n, "resident");
-        o.keep = keep;
-    }
-    hv_weights_stream(n->w, &o, e);
-    free(keep);
-    return e->code;
-}
-
-static int allocate(struct dit *n, const struct hv_stream_opts *stream, struct hv_err *e)
-{
-    struct hv_plan device = {0};
-    const size_t frames = (size_t)(n->s.branches * n->s.clip_frames), heard = (size_t)(4 * n->s.frames - 3) * DIT_CALLS;
-
-    if (dit_plan(&device, &n->host_plan, &n->c, &n->s, &n->choice, e) || hv_arena_open(&n->arena, n->dev, &device, e) ||
-        open_host(n, e) || open_stage(n, e))
-        return e->code;
-    n->moment = calloc((size_t)n->m.moments + 1, sizeof *n->moment);
-    n->slot = calloc((size_t)n->m.moments + 1, sizeof *n->slot);
-    n->text_n = calloc((size_t)n->s.texts + 1, sizeof *n->text_n);
-    n->saved.window = malloc((frames + 1) * sizeof *n->saved.window);
-    n->saved.text = calloc((size_t)(n->s.branches * n->s.windows) + 1, sizeof *n->saved.text);
-    n->heard = malloc((heard + 1) * sizeof *n->heard);
-    if (!n->moment || !n->slot || !n->text_n || !n->saved.window || !n->saved.text || !n->heard)
-        return hv_fail(e, HV_ENOMEM, "transformer: out of memory");
-    memset(n->saved.window, 0xff, (frames + 1) * sizeof *n->saved.window);
-    memset(n->heard, 0xff, (heard + 1) * sizeof *n->heard);
-    if (n->s.scratch)
-        n->dev->scratch = dit_row(n, "gemm");
-    return rope_tables(n, e) || open_stream(n, stream, e) ? e->code : 0;
-}
-
-int dit_open(struct dit **out, struct hv_dev *d, struct hv_weights *w, const struct dit_config *c, const struct dit_size *s,
-             const struct dit_choice *choice, const struct hv_stream_opts *stream, struct hv_err *e)
-{
-    struct dit *n = calloc(1, sizeof *n);
-
-    *out = NULL;
-    if (!n)
-        return hv_fail(e, HV_ENOMEM, "transformer: out of memory");
-    n->dev = d;
-    n->w = w;
-    n->c = *c;
-    n->s = *s;
-    n->choice = *choice;
-    n->m = dit_dims(c, s, choice->rows_mlp);
-    if (allocate(n, stream, e) || hv_dev_sync(d, e)) {
-        dit_close(n);
-        return e->code;
-    }
-    *out = n;
-    return 0;
-}
-
-void dit_close(struct dit *n)
-{
-    if (!n)
-        return;
-    hv_weights_unstream(n->w);                          /* its ring is in the arena */
-    close_stage(n);
-    hv_arena_close(n->arena);
-    n->dev->scratch = HV_NO;
-    if (n->dev->kind == HV_DRY)
-        free(n->memory);
-    else
-        hv_dev_unpin(n->dev, n->memory);
-    free(n->heard);
-    free(n->moment);
-    free(n->slot);
-    free(n->text_n);
-    free(n->saved.window);
-    free(n->saved.text);
-    free(n);
-}
-
-struct hv_dev *dit_device(const struct dit *n)
-{
-    return n->dev;
 }

@@ -95,4 +95,47 @@ hv_tensor dit_weight(const struct dit *n, const char *stem, int64_t i, const cha
 /* Rows first .. first+n-1, columns; HV_NO stays HV_NO. */
 hv_tensor dit_rows(hv_tensor t, int64_t first, int64_t rows);
 
+/* ---- a branch on its way, and its rows: dit_stage.c ---- */
+
+/* One guidance branch: its rows, and the tables of its moment. Text has its own length behind the image. */
+struct dit_state {
+    const struct dit_call *call;
+    int       slot;             /* 0, 1: which of the tables that exist twice */
+    int64_t   text;             /* text rows */
+    hv_tensor x;                /* on the device; HV_NO where it lives on the host */
+    hv_tensor q, o;             /* o: whole on the device, q HV_NO where its columns hold the queries; else of one group or chunk */
+    hv_tensor k[2], v[2];       /* of one group; of two in turn where the next is made ahead */
+    hv_tensor mod, kv;
+    int       held;             /* a block's weights are taken by the caller */
+    int       cached;           /* x comes from the step cache as long as nothing was written to it */
+    int       saving;           /* the block at hand saves x as it enters */
+};
+
+enum dit_fetch { DIT_ROOM, DIT_FETCH };         /* rows that will be written whole, or that are wanted as they are */
+enum dit_use { DIT_READ, DIT_WRITTEN };
+
+/* Work queued in lane `later` from now on waits for what is in lane `earlier`. */
+void dit_lane_after(const struct dit *n, enum hv_lane later, enum hv_lane earlier);
+
+/* The rows of the plan that belong to a phase may be used from here on. */
+void dit_begin_phase(struct dit *n);
+
+/* Rows of x on the device, in one of the two `slots` of the plan where x lives on the host. What was given is done with, in order,
+ * before the next is asked for. */
+hv_tensor dit_x_rows(struct dit *n, const struct dit_state *s, const char *slots, int64_t row, int64_t rows, enum dit_fetch fetch);
+void dit_x_done(struct dit *n, const struct dit_state *s, hv_tensor t, int64_t row, enum dit_use use);
+hv_tensor dit_x_on_host(const struct dit *n, const struct dit_state *s, int64_t row, int64_t rows);
+
+/* The result of a group of heads, rows row .. of it, leaves for the host; after_o_out: nothing is written over it before. o_rows:
+ * all heads side by side. Where o lives on the device the first two do nothing. */
+void dit_o_out(const struct dit *n, hv_tensor o, int64_t head, int64_t row);
+void dit_after_o_out(const struct dit *n, int wanted);
+hv_tensor dit_o_rows(struct dit *n, const struct dit_state *s, int64_t row, int64_t rows);
+void dit_o_done(const struct dit *n);
+
+/* Rows row .. of x to the step cache or from it, t on the device; the window whose reference and text rows a cached call takes. */
+void dit_cache_move(const struct dit *n, const struct dit_call *call, hv_tensor t, int64_t row, int save);
+int dit_cache_source(const struct dit *n, const struct dit_call *call);
+void dit_cache_note(struct dit *n, const struct dit_state *s);          /* that x is about to be saved */
+
 #endif
