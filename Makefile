@@ -50,7 +50,7 @@ CPPFLAGS += -Ilib -I. -D_POSIX_C_SOURCE=200809L
 # Contraction is off so that one source gives one result: where a fused multiply-add is wanted it is written.
 CFLAGS   += -std=c11 $(OPT) $(WARN) -fopenmp -ffp-contract=off -fno-math-errno -pthread $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 LDFLAGS  += -fopenmp -pthread $(if $(SAN),-fsanitize=$(SAN))
-LDLIBS   += -lsndfile -lsoxr -lpng -ljpeg -lpcre2-8 -ljansson -lcrypto -lm
+LDLIBS   += -lsndfile -lsoxr -lpng -ljpeg -lpcre2-8 -ljansson -lcrypto -lz -lm
 AVX2     := -mavx2 -mfma -mf16c
 AVX512   := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
 simd      = $(if $(findstring _avx512.c,$<),$(AVX512),$(if $(findstring _avx2.c,$<),$(AVX2)))
