@@ -29,6 +29,7 @@ UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 GOLD_SRC := $(sort $(wildcard tests/golden/*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
+HELP_SRC := $(sort $(wildcard tests/helper/*.c))
 CUDA_SRC := $(sort $(wildcard kernels/cuda/*.cu))
 
 NVCC ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
@@ -70,9 +71,11 @@ BIN      := $(TOOLS:%=$(BUILD)/bin/%) $(SCRIPTS:%=$(BUILD)/bin/%)
 UNIT_BIN := $(UNIT_SRC:%.c=$(BUILD)/%)
 FUZZ_BIN := $(FUZZ_SRC:%.c=$(BUILD)/%)
 BENCH_BIN := $(BENCH_SRC:%.c=$(BUILD)/%)
+HELP_BIN := $(HELP_SRC:%.c=$(BUILD)/%)
 GOLD_BIN := $(BUILD)/tests/golden/golden
 C_OBJ    := $(filter %.o,$(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach t,$(TOOLS),$(patsubst %.c,$(BUILD)/%.o,$(wildcard tools/$(t)/*.c))) \
             $(UNIT_SRC:%.c=$(BUILD)/%.o) $(GOLD_SRC:%.c=$(BUILD)/%.o) $(FUZZ_SRC:%.c=$(BUILD)/%.o) $(BENCH_SRC:%.c=$(BUILD)/%.o) \
+            $(HELP_SRC:%.c=$(BUILD)/%.o) \
             $(BUILD)/tests/unit/ref_ops.o $(BUILD)/tests/fuzz/replay.o)
 
 all: $(BIN) ## the programs, in build/bin
@@ -117,6 +120,10 @@ $(BENCH_BIN): $(BUILD)/%: $(BUILD)/%.o $(LIB)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -lopenblas -o $@
 
+$(HELP_BIN): $(BUILD)/%: $(BUILD)/%.o $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
+
 $(GOLD_BIN): $(GOLD_SRC:%.c=$(BUILD)/%.o) $(LIB)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
@@ -144,7 +151,7 @@ deps: $(BUILD)/deps ## install the libraries and programs that are missing
 demo: all ## build, render the example portrait with a synthetic tiny model, say where the MP4 is
 	$(Q)BIN=$(abspath $(BUILD)/bin) OUT=$(BUILD)/demo examples/demo.sh
 
-test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) ## build and run every test; the last line counts them
+test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) $(HELP_BIN) ## build and run every test; the last line counts them
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/run.sh
 
 check: test ## the same
@@ -152,7 +159,7 @@ check: test ## the same
 golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
 	$(Q)$(GOLD_BIN) --bin $(BUILD)/bin $(GOLDEN)
 
-bench: all $(BENCH_BIN) ## time operations and stages against OpenBLAS in the same run
+bench: all $(BENCH_BIN) $(HELP_BIN) ## time operations and stages against OpenBLAS in the same run
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/bench/run.sh
 
 fuzz: $(FUZZ_BIN) ## mutate the corpora for FUZZ_SECONDS (60) a target; use SAN=address,undefined

@@ -396,7 +396,7 @@ static int is_there(const struct part *p)
     return same;
 }
 
-static int write_part(struct part *p, struct imported *done, struct hv_err *e)
+static int write_part(struct part *p, const char *folder, struct imported *done, struct hv_err *e)
 {
     struct hv_out out = {.align = 4096, .digest = 1};
     const double start = seconds();
@@ -406,12 +406,16 @@ static int write_part(struct part *p, struct imported *done, struct hv_err *e)
         rc = check_size(p, e);
     if (!rc)
         rc = pack_layout(&p->pack, &out, e);
+    if (!rc && folder)
+        rc = make_folder(folder, e);
     if (!rc) {
         list_extra(p, done);
         conversion_metadata(&out, &p->pack, p->c, p->kind);
         if (p->kind)
             hv_out_meta(&out, "hv.import", "%s", p->stamp);
         rc = conversion_write(p->cli, &out, &p->pack, p->c, p->kind ? p->kind->name : "import", p->weights, e);
+        if (rc && folder)
+            rmdir(folder);                      /* only if there is nothing in it */
     }
     if (!rc)
         hv_note_verbose(p->cli, "%s: %.1f MB in %.1f s (%.0f MB/s)", p->weights, (double)hv_ckpt_bytes(p->c) / 1e6,
@@ -471,11 +475,9 @@ int import_part(const struct hv_cli *cli, const struct import_options *o, const 
         snprintf(done->from, sizeof done->from, "%s", path[0]);
         snprintf(done->how, sizeof done->how, "%s%s%s", hv_ckpt_format(p.c), *hv_ckpt_how(p.c) ? ", " : "", hv_ckpt_how(p.c));
         done->kept = is_there(&p);
-        if (!to_file)
-            rc = make_folder(out, e);
     }
     if (!rc && !done->kept)
-        rc = write_part(&p, done, e);
+        rc = write_part(&p, to_file ? NULL : out, done, e);
     if (!rc && !to_file)
         rc = write_config(&p, config, e);
     if (!rc && strcmp(out, "-"))
