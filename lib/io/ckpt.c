@@ -396,6 +396,13 @@ int hv_ckpt_read_f32(const struct hv_ckpt *c, const struct hv_ctensor *t, uint64
     return 0;
 }
 
+int hv_ckpt_place(const struct hv_ckpt *c, const struct hv_ctensor *t, int *fd, uint64_t *at)
+{
+    *fd = c->file[t->file].fd;
+    *at = t->offset;
+    return *fd >= 0 && t->ggml < 0 && hv_ctensor_contiguous(t);
+}
+
 void hv_ckpt_forget(const struct hv_ckpt *c, const struct hv_ctensor *t)
 {
     const struct ckpt_file *f = &c->file[t->file];

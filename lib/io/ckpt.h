@@ -84,6 +84,9 @@ int hv_ckpt_read(const struct hv_ckpt *c, const struct hv_ctensor *t, uint64_t f
 int hv_ckpt_read_f32(const struct hv_ckpt *c, const struct hv_ctensor *t, uint64_t first, size_t n, float *dst,
                      struct hv_err *e);
 
+/* 1 when the tensor's bytes, as hv_ckpt_read gives them, lie in an open file in one piece: which, and where. */
+int hv_ckpt_place(const struct hv_ckpt *c, const struct hv_ctensor *t, int *fd, uint64_t *at);
+
 /* Advice: the tensor's pages are not needed any more. */
 void hv_ckpt_forget(const struct hv_ckpt *c, const struct hv_ctensor *t);
 

@@ -78,6 +78,9 @@ struct hv_out_entry {
     int64_t   shape[HV_ST_DIMS];
     const void *data;                   /* borrowed, or owned when `owned`; NULL: produced while writing */
     void     *owned;
+    int       copied;                   /* its bytes are those of file `fd` from `at` on */
+    int       fd;
+    uint64_t  at;
 };
 
 struct hv_out {
@@ -112,6 +115,10 @@ int hv_out_write(struct hv_out *o, const char *path, struct hv_err *e);
 typedef int hv_produce_fn(void *ctx, int i, uint64_t offset, void *buf, size_t n, struct hv_err *e);
 int hv_out_produce(struct hv_out *o, const char *path, size_t block, hv_produce_fn *produce, void *ctx,
                    struct hv_err *e);
+
+/* Says that the bytes of declared entry i are those of an open file from an offset on: the system copies them, without a way
+ * through this process. `produce` is still asked for them, for the digest and what it checks. */
+void hv_out_copied(struct hv_out *o, int i, int fd, uint64_t at);
 
 void hv_out_close(struct hv_out *o);
 

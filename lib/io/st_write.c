@@ -20,6 +20,7 @@
 #define META_MAX ((int)(sizeof ((struct hv_out *)0)->meta / sizeof(char *) / 2))
 #define SHA_KEY  "hv.sha256"
 #define SHA_HEX  64
+#define STACK    ((size_t)256 << 10)
 
 void hv_out_meta(struct hv_out *o, const char *key, const char *fmt, ...)
 {
@@ -69,6 +70,13 @@ void hv_out_declare(struct hv_out *o, const char *name, hv_dtype t, int ndim, co
         o->n++;
     else
         o->fault = 1;
+}
+
+void hv_out_copied(struct hv_out *o, int i, int fd, uint64_t at)
+{
+    o->entry[i].copied = 1;
+    o->entry[i].fd = fd;
+    o->entry[i].at = at;
 }
 
 void hv_out_add(struct hv_out *o, const char *name, hv_tensor t)
@@ -186,55 +194,101 @@ static int write_all(int fd, const void *data, size_t n, struct hv_err *e)
     return 0;
 }
 
-/* One block on its way out: the producer fills it while the writer thread writes and digests the one before. */
+/* A block on its way out: while the producer makes the next one, one thread writes it and another digests it. */
+struct consumer {
+    struct pipe2 *pipe;
+    int         (*use)(struct pipe2 *p, const void *block, size_t n, struct hv_err *e);
+    pthread_t     thread;
+    int           pending, failed;
+    struct hv_err err;
+};
+
 struct pipe2 {
     int             fd;
     EVP_MD_CTX     *md;                 /* NULL: no digest */
     pthread_mutex_t lock;
     pthread_cond_t  changed;
-    const void     *block;              /* handed over, not yet written */
+    int             regular;            /* fd is a file: bytes may be copied into it */
+    struct consumer consumer[2];
+    int             consumers;
+    const void     *block;              /* handed over */
     size_t          n;
-    int             done, failed;
-    struct hv_err   err;
+    int             source;             /* the block is in this file, too, at `at`; -1: it is not */
+    uint64_t        at;
+    int             done;
 };
 
-static void *writer(void *arg)
+/* From file to file in the kernel, as far as the two file systems allow it. Nothing is lost when they do not. */
+static size_t copy_range(int to, int from, uint64_t at, size_t n)
 {
-    struct pipe2 *p = arg;
+    off_t offset = (off_t)at;
+    size_t done = 0;
+
+    while (done < n) {
+        const ssize_t put = copy_file_range(from, &offset, to, NULL, n - done, 0);
+        if (put <= 0)
+            break;
+        done += (size_t)put;
+    }
+    return done;
+}
+
+static int use_write(struct pipe2 *p, const void *block, size_t n, struct hv_err *e)
+{
+    const size_t done = p->source >= 0 ? copy_range(p->fd, p->source, p->at, n) : 0;
+
+    return write_all(p->fd, (const char *)block + done, n - done, e);
+}
+
+static int use_digest(struct pipe2 *p, const void *block, size_t n, struct hv_err *e)
+{
+    return EVP_DigestUpdate(p->md, block, n) ? 0 : hv_fail(e, HV_EIO, "sha256 failed");
+}
+
+static void *consume(void *arg)
+{
+    struct consumer *c = arg;
+    struct pipe2 *p = c->pipe;
 
     pthread_mutex_lock(&p->lock);
     for (;;) {
-        while (!p->block && !p->done)
+        while (!c->pending && !p->done)
             pthread_cond_wait(&p->changed, &p->lock);
-        if (!p->block)
+        if (!c->pending)
             break;
         const void *block = p->block;
         const size_t n = p->n;
         pthread_mutex_unlock(&p->lock);
-        int bad = write_all(p->fd, block, n, &p->err);
-        if (p->md && !bad && !EVP_DigestUpdate(p->md, block, n))
-            bad = hv_fail(&p->err, HV_EIO, "sha256 failed");
+        const int bad = c->failed ? 0 : c->use(p, block, n, &c->err);
         pthread_mutex_lock(&p->lock);
-        p->failed |= bad;
-        p->block = NULL;
+        c->failed |= bad;
+        c->pending = 0;
         pthread_cond_broadcast(&p->changed);
     }
     pthread_mutex_unlock(&p->lock);
     return NULL;
 }
 
-/* Waits until the block before is written, then hands this one over. Returns nonzero when a write has failed. */
-static int hand_over(struct pipe2 *p, const void *block, size_t n)
+/* Waits until the block before is used up, then hands this one over. Returns nonzero when a consumer has failed. */
+static int hand_over(struct pipe2 *p, const void *block, size_t n, int source, uint64_t at)
 {
+    int failed = 0;
+
     pthread_mutex_lock(&p->lock);
-    while (p->block)
-        pthread_cond_wait(&p->changed, &p->lock);
-    if (!p->failed) {
-        p->block = n ? block : NULL;
+    for (int i = 0; i < p->consumers; i++) {
+        while (p->consumer[i].pending)
+            pthread_cond_wait(&p->changed, &p->lock);
+        failed |= p->consumer[i].failed;
+    }
+    if (!failed && n) {
+        p->block = block;
         p->n = n;
+        p->source = source;
+        p->at = at;
+        for (int i = 0; i < p->consumers; i++)
+            p->consumer[i].pending = 1;
         pthread_cond_broadcast(&p->changed);
     }
-    const int failed = p->failed;
     pthread_mutex_unlock(&p->lock);
     return failed;
 }
@@ -255,27 +309,28 @@ static int stream_entries(const struct hv_out *o, struct pipe2 *p, size_t block,
             const void *src = s->data ? (const char *)s->data + at : buf[turn];
             if (!s->data)
                 rc = produce(ctx, i, at, buf[turn], n, e);
-            if (!rc && hand_over(p, src, n))
+            if (!rc && hand_over(p, src, n, s->copied && p->regular ? s->fd : -1, s->at + at))
                 rc = HV_EIO;
             turn ^= 1;
         }
     }
-    if (hand_over(p, NULL, 0) && !rc)
+    if (hand_over(p, NULL, 0, -1, 0) && !rc)
         rc = HV_EIO;
     free(buf[0]);
     free(buf[1]);
     return rc;
 }
 
-/* Runs the writer thread around stream_entries; fills hex with the digest when there is one. */
+/* Runs the threads around stream_entries; fills hex with the digest when there is one. */
 static int stream(const struct hv_out *o, int fd, int digest, char hex[SHA_HEX + 1], size_t block,
                   hv_produce_fn *produce, void *ctx, struct hv_err *e)
 {
-    struct pipe2 p = {.fd = fd, .md = digest ? EVP_MD_CTX_new() : NULL};
+    struct stat st;
+    struct pipe2 p = {.fd = fd, .md = digest ? EVP_MD_CTX_new() : NULL, .regular = !fstat(fd, &st) && S_ISREG(st.st_mode)};
     unsigned char md[EVP_MAX_MD_SIZE];
     unsigned md_n = 0;
-    pthread_t thread;
-    int rc;
+    pthread_attr_t attr;
+    int rc = 0;
 
     if (digest && (!p.md || !EVP_DigestInit_ex(p.md, EVP_sha256(), NULL))) {
         EVP_MD_CTX_free(p.md);
@@ -283,18 +338,27 @@ static int stream(const struct hv_out *o, int fd, int digest, char hex[SHA_HEX +
     }
     pthread_mutex_init(&p.lock, NULL);
     pthread_cond_init(&p.changed, NULL);
-    if (pthread_create(&thread, NULL, writer, &p)) {
-        rc = hv_fail(e, HV_ENOMEM, "cannot start a thread");
-    } else {
-        rc = stream_entries(o, &p, block, produce, ctx, e);
-        pthread_mutex_lock(&p.lock);
-        p.done = 1;
-        pthread_cond_broadcast(&p.changed);
-        pthread_mutex_unlock(&p.lock);
-        pthread_join(thread, NULL);
-        if (p.failed)
-            rc = e->code ? e->code : hv_fail(e, p.err.code, "%s", p.err.msg);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK);
+    for (int i = 0; i < 1 + !!digest && !rc; i++) {
+        p.consumer[i] = (struct consumer){.pipe = &p, .use = i ? use_digest : use_write};
+        if (pthread_create(&p.consumer[i].thread, &attr, consume, &p.consumer[i]))
+            rc = hv_fail(e, HV_ENOMEM, "cannot start a thread");
+        else
+            p.consumers++;
     }
+    pthread_attr_destroy(&attr);
+    if (!rc)
+        rc = stream_entries(o, &p, block, produce, ctx, e);
+    pthread_mutex_lock(&p.lock);
+    p.done = 1;
+    pthread_cond_broadcast(&p.changed);
+    pthread_mutex_unlock(&p.lock);
+    for (int i = 0; i < p.consumers; i++)
+        pthread_join(p.consumer[i].thread, NULL);
+    for (int i = 0; i < p.consumers; i++)
+        if (p.consumer[i].failed)
+            rc = e->code ? e->code : hv_fail(e, p.consumer[i].err.code, "%s", p.consumer[i].err.msg);
     if (!rc && digest) {
         EVP_DigestFinal_ex(p.md, md, &md_n);
         for (unsigned i = 0; i < md_n && i < SHA_HEX / 2; i++)
