@@ -68,42 +68,51 @@ static int count_extra(const struct hv_ckpt *c, const struct hv_wlist *l)
     return extra;
 }
 
+struct count {
+    const struct hv_ckpt    *c;
+    const struct hv_ctensor *t;
+    size_t                   n;
+    int64_t                  bad;
+    struct failure           f;
+};
+
+static void count_chunk(void *ctx, int64_t k, struct worker *w)
+{
+    struct count *p = ctx;
+    const size_t size = hv_dtype_size(p->t->dtype), first = (size_t)k * CHUNK, len = p->n - first < CHUNK ? p->n - first : CHUNK;
+    char *data = scratch(w, CHUNK * size);
+    struct hv_err e = {0};
+    int64_t bad = 0;
+
+    if (!data)
+        hv_fail(&e, HV_ENOMEM, "%s: out of memory", p->t->name);
+    else
+        hv_ckpt_read(p->c, p->t, first, len, data, &e);
+    for (size_t at = 0; !e.code && at < len;) {
+        const int64_t left = (int64_t)(len - at);
+        const int64_t hit = hv_first_nonfinite(hv_view(data + at * size, p->t->dtype, 1, &left));
+        if (hit < 0)
+            break;
+        bad++;
+        at += (size_t)hit + 1;
+    }
+    __atomic_fetch_add(&p->bad, bad, __ATOMIC_RELAXED);
+    if (e.code)
+        keep_first(&p->f, k, &e);
+}
+
 /* NaN and Inf of one tensor, in parallel over blocks. */
 static int count_bad(const struct hv_ckpt *c, const struct hv_ctensor *t, int64_t *bad, struct hv_err *e)
 {
-    const size_t size = hv_dtype_size(t->dtype), n = (size_t)hv_ctensor_count(t);
-    const int64_t chunks = (int64_t)((n + CHUNK - 1) / CHUNK);
-    struct hv_err first = {0};
-    int64_t sum = 0;
+    struct count p = {.c = c, .t = t, .n = (size_t)hv_ctensor_count(t)};
 
     *bad = 0;
     if (!hv_dtype_is_float(t->dtype))
         return 0;
-#pragma omp parallel for schedule(dynamic) if (chunks > 1) reduction(+ : sum)
-    for (int64_t k = 0; k < chunks; k++) {
-        const size_t first_one = (size_t)k * CHUNK, len = n - first_one < CHUNK ? n - first_one : CHUNK;
-        char *data = malloc(CHUNK * size);
-        struct hv_err mine = {0};
-        size_t at = data && !hv_ckpt_read(c, t, first_one, len, data, &mine) ? 0 : len;
-        if (!data)
-            hv_fail(&mine, HV_ENOMEM, "%s: out of memory", t->name);
-        while (at < len) {
-            const int64_t left = (int64_t)(len - at);
-            const int64_t hit = hv_first_nonfinite(hv_view(data + at * size, t->dtype, 1, &left));
-            if (hit < 0)
-                break;
-            sum++;
-            at += (size_t)hit + 1;
-        }
-        free(data);
-        if (mine.code) {
-#pragma omp critical
-            first = mine;
-        }
-    }
-    *bad = sum;
+    for_chunks((int64_t)((p.n + CHUNK - 1) / CHUNK), count_chunk, &p);
+    *bad = p.bad;
     hv_ckpt_forget(c, t);
-    return first.code ? hv_fail(e, first.code, "%s", first.msg) : 0;
+    return p.f.e.code ? hv_fail(e, p.f.e.code, "%s", p.f.e.msg) : 0;
 }
 
 /* The file's hv.sha256 against its data. Returns 1 when there is one and it holds. */

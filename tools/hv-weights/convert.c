@@ -153,21 +153,6 @@ struct job {
     double                started;
 };
 
-/* The failure of the first chunk that has one, whichever thread met it. */
-struct failure {
-    int64_t       chunk;
-    struct hv_err e;
-};
-
-static void keep_first(struct failure *f, int64_t chunk, const struct hv_err *e)
-{
-#pragma omp critical(hv_weights_failure)
-    if (!f->e.code || chunk < f->chunk) {
-        f->chunk = chunk;
-        f->e = *e;
-    }
-}
-
 static int not_finite(const struct piece *p, uint64_t at, struct hv_err *e)
 {
     return hv_fail(e, HV_ENUM, "%s: NaN or Inf at element %llu", p->name, (unsigned long long)at);
@@ -202,29 +187,38 @@ static int make_chunk(const struct job *j, const struct piece *p, uint64_t first
     return 0;
 }
 
+/* A piece of a piece, cut into chunks. */
+struct work {
+    const struct job   *j;
+    const struct piece *p;
+    uint64_t            first;          /* element */
+    size_t              count;
+    int64_t             row, rows, per; /* of a matrix in 8 bits: its rows, so many a chunk */
+    char               *dst;
+    struct failure      f;
+};
+
+static void values_chunk(void *ctx, int64_t k, struct worker *t)
+{
+    struct work *w = ctx;
+    const size_t at = (size_t)k * CHUNK, n = w->count - at < CHUNK ? w->count - at : CHUNK;
+    float *wide = w->p->role == COPY ? NULL : scratch(t, CHUNK * sizeof *wide);
+    struct hv_err e = {0};
+
+    if (w->p->role != COPY && !wide)
+        hv_fail(&e, HV_ENOMEM, "%s: out of memory", w->p->name);
+    else
+        make_chunk(w->j, w->p, w->first + at, n, w->dst + at * hv_dtype_size(w->p->dtype), wide, &e);
+    if (e.code)
+        keep_first(&w->f, k, &e);
+}
+
 static int make_values(const struct job *j, const struct piece *p, uint64_t first, size_t count, char *buf, struct hv_err *e)
 {
-    const int64_t chunks = (int64_t)((count + CHUNK - 1) / CHUNK);
-    const size_t size = hv_dtype_size(p->dtype);
-    struct failure f = {0};
+    struct work w = {.j = j, .p = p, .first = first, .count = count, .dst = buf};
 
-#pragma omp parallel if (chunks > 1)
-    {
-        float *wide = p->role == COPY ? NULL : malloc(CHUNK * sizeof *wide);
-#pragma omp for schedule(dynamic, 4)
-        for (int64_t k = 0; k < chunks; k++) {
-            const size_t at = (size_t)k * CHUNK, n = count - at < CHUNK ? count - at : CHUNK;
-            struct hv_err mine = {0};
-            if (p->role != COPY && !wide)
-                hv_fail(&mine, HV_ENOMEM, "%s: out of memory", p->name);
-            else
-                make_chunk(j, p, first + at, n, buf + at * size, wide, &mine);
-            if (mine.code)
-                keep_first(&f, k, &mine);
-        }
-        free(wide);
-    }
-    return f.e.code ? hv_fail(e, f.e.code, "%s", f.e.msg) : 0;
+    for_chunks((int64_t)((count + CHUNK - 1) / CHUNK), values_chunk, &w);
+    return w.f.e.code ? hv_fail(e, w.f.e.code, "%s", w.f.e.msg) : 0;
 }
 
 /* Rows r .. r+n-1: their scales, where they are not known yet, and the elements [first, end) among them. */
@@ -252,32 +246,34 @@ static int quantize_rows(const struct job *j, const struct piece *p, int64_t r, 
     return 0;
 }
 
+static void rows_chunk(void *ctx, int64_t k, struct worker *t)
+{
+    struct work *w = ctx;
+    const int64_t n = w->rows - k * w->per < w->per ? w->rows - k * w->per : w->per;
+    float *wide = scratch(t, ((size_t)w->per * (size_t)w->p->shape[1] + 1) * sizeof *wide);
+    struct hv_err e = {0};
+
+    if (!wide)
+        hv_fail(&e, HV_ENOMEM, "%s: out of memory", w->p->name);
+    else
+        quantize_rows(w->j, w->p, w->row + k * w->per, n, w->first, w->first + w->count, w->dst, wide, &e);
+    if (e.code)
+        keep_first(&w->f, k, &e);
+}
+
 /* Elements first .. first+count-1 of a matrix in 8 bits; dst NULL: the scales of their rows alone. */
 static int quantize(const struct job *j, const struct piece *p, uint64_t first, size_t count, char *dst, struct hv_err *e)
 {
     const uint64_t cols = (uint64_t)p->shape[1];
-    const int64_t row0 = cols && count ? (int64_t)(first / cols) : 0;
-    const int64_t rows = cols && count ? (int64_t)((first + count - 1) / cols) - row0 + 1 : 0;
-    const int64_t per = cols && CHUNK / cols > 1 ? (int64_t)(CHUNK / cols) : 1, chunks = (rows + per - 1) / per;
-    struct failure f = {0};
+    struct work w = {.j = j, .p = p, .first = first, .count = count, .dst = dst};
 
-#pragma omp parallel if (chunks > 1)
-    {
-        float *wide = malloc(((size_t)per * cols + 1) * sizeof *wide);
-#pragma omp for schedule(dynamic)
-        for (int64_t k = 0; k < chunks; k++) {
-            struct hv_err mine = {0};
-            const int64_t r = row0 + k * per, n = rows - k * per < per ? rows - k * per : per;
-            if (!wide)
-                hv_fail(&mine, HV_ENOMEM, "%s: out of memory", p->name);
-            else
-                quantize_rows(j, p, r, n, first, first + count, dst, wide, &mine);
-            if (mine.code)
-                keep_first(&f, k, &mine);
-        }
-        free(wide);
-    }
-    return f.e.code ? hv_fail(e, f.e.code, "%s", f.e.msg) : 0;
+    if (!cols || !count)
+        return 0;
+    w.row = (int64_t)(first / cols);
+    w.rows = (int64_t)((first + count - 1) / cols) - w.row + 1;
+    w.per = CHUNK / cols > 1 ? (int64_t)(CHUNK / cols) : 1;
+    for_chunks((w.rows + w.per - 1) / w.per, rows_chunk, &w);
+    return w.f.e.code ? hv_fail(e, w.f.e.code, "%s", w.f.e.msg) : 0;
 }
 
 /* Scales come behind their matrix and are known by then, but where a matrix of an odd size was put last. */
@@ -345,7 +341,11 @@ int conversion_write(const struct hv_cli *cli, struct hv_out *out, const struct 
 
     for (int i = 0; i < k->n; i++) {
         const uint64_t n = (uint64_t)hv_shape_count(k->p[i].ndim, k->p[i].shape) * hv_dtype_size(k->p[i].dtype);
+        int fd;
+        uint64_t at;
         largest = n > largest ? n : largest;
+        if (k->p[i].role == COPY && hv_ckpt_place(c, k->p[i].src, &fd, &at))
+            hv_out_copied(out, i, fd, at);
     }
     if (largest < block)
         block = (size_t)(largest + 63) / 64 * 64;

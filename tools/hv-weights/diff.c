@@ -11,52 +11,63 @@ struct gap {
     double aa, bb, ab, dd, max;
 };
 
+struct pair {
+    const struct hv_ckpt    *a, *b;
+    const struct hv_ctensor *x, *y;
+    struct gap              *part;
+    size_t                   n;
+    struct failure           f;
+};
+
+static void compare_chunk(void *ctx, int64_t k, struct worker *w)
+{
+    struct pair *p = ctx;
+    const size_t at = (size_t)k * CHUNK, len = p->n - at < CHUNK ? p->n - at : CHUNK;
+    float *u = scratch(w, 2 * CHUNK * sizeof *u), *v = u ? u + CHUNK : NULL;
+    struct gap *g = &p->part[k];
+    struct hv_err e = {0};
+
+    if (!u)
+        hv_fail(&e, HV_ENOMEM, "%s: out of memory", p->x->name);
+    else if (!hv_ckpt_read_f32(p->a, p->x, at, len, u, &e))
+        hv_ckpt_read_f32(p->b, p->y, at, len, v, &e);
+    for (size_t i = 0; !e.code && i < len; i++) {
+        const double q = u[i], r = v[i], d = fabs(q - r);
+        g->aa += q * q;
+        g->bb += r * r;
+        g->ab += q * r;
+        g->dd += d * d;
+        if (!(d <= g->max))
+            g->max = d;
+    }
+    if (e.code)
+        keep_first(&p->f, k, &e);
+}
+
 static int compare(const struct hv_ckpt *a, const struct hv_ctensor *x, const struct hv_ckpt *b, const struct hv_ctensor *y,
                    struct gap *g, struct hv_err *e)
 {
-    const size_t n = (size_t)hv_ctensor_count(x);
-    const int64_t chunks = (int64_t)((n + CHUNK - 1) / CHUNK);
-    struct gap *part = calloc((size_t)chunks + 1, sizeof *part);
-    struct hv_err first = {0};
+    struct pair p = {.a = a, .b = b, .x = x, .y = y, .n = (size_t)hv_ctensor_count(x)};
+    const int64_t chunks = (int64_t)((p.n + CHUNK - 1) / CHUNK);
 
-    /* One sum a chunk, added up in their order: the same digits for any number of threads. */
-#pragma omp parallel for schedule(dynamic) if (chunks > 1)
-    for (int64_t k = 0; k < chunks; k++) {
-        const size_t at = (size_t)k * CHUNK, len = n - at < CHUNK ? n - at : CHUNK;
-        float *u = malloc(2 * CHUNK * sizeof *u), *v = u ? u + CHUNK : NULL;
-        struct hv_err mine = {0};
-        if (!u || !part)
-            hv_fail(&mine, HV_ENOMEM, "%s: out of memory", x->name);
-        else if (!hv_ckpt_read_f32(a, x, at, len, u, &mine))
-            hv_ckpt_read_f32(b, y, at, len, v, &mine);
-        for (size_t i = 0; !mine.code && i < len; i++) {
-            const double p = u[i], q = v[i], d = fabs(p - q);
-            part[k].aa += p * p;
-            part[k].bb += q * q;
-            part[k].ab += p * q;
-            part[k].dd += d * d;
-            if (!(d <= part[k].max))
-                part[k].max = d;
-        }
-        free(u);
-        if (mine.code) {
-#pragma omp critical
-            first = mine;
-        }
-    }
     *g = (struct gap){0};
-    for (int64_t k = 0; k < chunks && part; k++) {
-        g->aa += part[k].aa;
-        g->bb += part[k].bb;
-        g->ab += part[k].ab;
-        g->dd += part[k].dd;
-        if (!(part[k].max <= g->max))
-            g->max = part[k].max;
+    p.part = calloc((size_t)chunks + 1, sizeof *p.part);
+    if (!p.part)
+        return hv_fail(e, HV_ENOMEM, "%s: out of memory", x->name);
+    /* One sum a chunk, added up in their order: the same digits for any number of threads. */
+    for_chunks(chunks, compare_chunk, &p);
+    for (int64_t k = 0; k < chunks; k++) {
+        g->aa += p.part[k].aa;
+        g->bb += p.part[k].bb;
+        g->ab += p.part[k].ab;
+        g->dd += p.part[k].dd;
+        if (!(p.part[k].max <= g->max))
+            g->max = p.part[k].max;
     }
-    free(part);
+    free(p.part);
     hv_ckpt_forget(a, x);
     hv_ckpt_forget(b, y);
-    return first.code ? hv_fail(e, first.code, "%s", first.msg) : 0;
+    return p.f.e.code ? hv_fail(e, p.f.e.code, "%s", p.f.e.msg) : 0;
 }
 
 static double relative(const struct gap *g)

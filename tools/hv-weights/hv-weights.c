@@ -44,5 +44,6 @@ int main(int argc, char **argv)
     }
     if (!found)
         general(argc > 2 ? 2 : argc, argv, &e);
+    pool_close();
     return hv_exit("hv-weights", &e);
 }

@@ -62,6 +62,33 @@ struct piece *pack_add(struct pack *k, const char *name, hv_dtype t, int ndim, c
 int pack_layout(struct pack *k, struct hv_out *out, struct hv_err *e);
 void pack_close(struct pack *k);
 
+/* ---- pool.c: work in parallel ---- */
+
+struct worker {
+    void  *buf;                         /* of scratch */
+    size_t bytes;
+};
+
+typedef void chunk_fn(void *ctx, int64_t k, struct worker *w);
+
+/* How many threads; 0: as many as there are cores, or OMP_NUM_THREADS. Before the first for_chunks. */
+void pool_threads(int64_t n);
+
+/* Calls fn for chunks 0 .. n-1, each once, by any thread; returns when all are done. */
+void for_chunks(int64_t n, chunk_fn *fn, void *ctx);
+
+/* Memory that a thread keeps from chunk to chunk; NULL: out of memory. */
+void *scratch(struct worker *w, size_t bytes);
+void  pool_close(void);
+
+/* The failure of the first chunk that has one, whichever thread met it first. */
+struct failure {
+    int64_t       chunk;
+    struct hv_err e;
+};
+
+void keep_first(struct failure *f, int64_t chunk, const struct hv_err *e);
+
 /* ---- convert.c: what becomes of the tensors of a checkpoint, and how their bytes are made ---- */
 
 struct conversion {

@@ -166,6 +166,7 @@ void use_threads(const struct hv_common *c)
 {
     if (c->threads > 0)
         omp_set_num_threads((int)c->threads);
+    pool_threads(c->threads);
 }
 
 double seconds(void)
