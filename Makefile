@@ -162,8 +162,36 @@ golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
 bench: all $(BENCH_BIN) $(HELP_BIN) ## time operations and stages against OpenBLAS in the same run
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/bench/run.sh
 
-fuzz: $(FUZZ_BIN) ## mutate the corpora for FUZZ_SECONDS (60) a target; use SAN=address,undefined
-	$(Q)for t in $(FUZZ_BIN); do $$t --seconds $${FUZZ_SECONDS:-60} tests/fuzz/corpus/$$(basename $$t | sed s/fuzz_//) || exit 1; done
+# With clang: libFuzzer and the sanitizers, on objects of their own, whose loops are the scalar ones. Without: our own mutations (use SAN=address,undefined).
+CLANG    ?= $(shell command -v clang 2>/dev/null)
+FUZZ     ?= $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%)
+LF       := $(BUILD)/libfuzzer
+LF_FLAGS := -std=c11 -O1 -g -w -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread \
+            -ffp-contract=off -fno-math-errno -idirafter $(shell $(CC) -print-file-name=include) '-D__builtin_cpu_supports(x)=0'
+LF_BIN   := $(FUZZ:%=$(LF)/fuzz_%)
+
+$(LF)/%.o: %.c
+	$(call say,CLANG,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(CPPFLAGS) $(LF_FLAGS) -fsanitize=fuzzer-no-link $(simd) -MMD -MP -c $< -o $@
+
+$(LF)/libhv.a: $(LIB_SRC:%.c=$(LF)/%.o)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(LF_BIN): $(LF)/fuzz_%: $(LF)/tests/fuzz/fuzz_%.o $(LF)/libhv.a
+	$(call say,LD,$@)
+	$(Q)$(CLANG) -fsanitize=fuzzer,address,undefined -pthread $^ $(LDLIBS) -l:libgomp.so.1 -o $@
+
+-include $(LIB_SRC:%.c=$(LF)/%.d) $(FUZZ_SRC:%.c=$(LF)/%.d)
+
+ifneq ($(CLANG),)
+fuzz: $(LF_BIN) ## fuzz for FUZZ_SECONDS (60) a target, or only those of FUZZ="pt gguf"; libFuzzer with clang
+	$(Q)for t in $(FUZZ); do mkdir -p $(LF)/found/$$t && echo "== $$t" && $(LF)/fuzz_$$t -max_total_time=$${FUZZ_SECONDS:-60} -timeout=1 \
+	    -malloc_limit_mb=65 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(LF)/ $(LF)/found/$$t tests/fuzz/corpus/$$t || exit 1; done
+else
+fuzz: $(FUZZ_BIN)
+	$(Q)for t in $(FUZZ); do $(BUILD)/tests/fuzz/fuzz_$$t --seconds $${FUZZ_SECONDS:-60} tests/fuzz/corpus/$$t || exit 1; done
+endif
 
 install: all ## programs and manual pages to PREFIX, below DESTDIR
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1

@@ -652,7 +652,7 @@ int hv_pickle_read(struct hv_pickle **out, const uint8_t *data, size_t bytes, en
     p->n = bytes;
     p->kind = kind;
     p->e = e;
-    if (run(p)) {
+    if (grow(p, &p->stack, &p->stack_cap, sizeof *p->stack, 256) || run(p)) {
         hv_pickle_close(p);
         return e->code;
     }

@@ -416,6 +416,52 @@ static int write_special(const struct hv_out *o, const char *path, size_t block,
     return rc ? hv_context(e, "%s", path) : 0;
 }
 
+/* A file of path's folder that has no name yet: whatever kills the process, nothing is left of it. -1: there is no such thing
+ * here. */
+static int open_nameless(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char folder[HV_PATH];
+
+    if (snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 1, slash ? path : ".") >= (int)sizeof folder ||
+        access("/proc/self/fd", X_OK))
+        return -1;
+    return open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+}
+
+/* Gives it the name, which takes two steps: only a rename replaces what is there. */
+static int name_it(int fd, const char *path, struct hv_err *e)
+{
+    char tmp[HV_PATH], self[64];
+    int other;
+
+    if (hv_temp_open(tmp, path, &other, e))
+        return e->code;
+    close(other);
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    if (unlink(tmp) || linkat(AT_FDCWD, self, AT_FDCWD, tmp, AT_SYMLINK_FOLLOW)) {
+        hv_fail(e, HV_EIO, "%s: link: %s", path, strerror(errno));
+        hv_temp_discard(tmp);
+        return e->code;
+    }
+    return hv_temp_commit(tmp, path, e);
+}
+
+static int write_nameless(const struct hv_out *o, int fd, const char *path, size_t block, hv_produce_fn *produce, void *ctx,
+                          struct hv_err *e)
+{
+    int rc = write_to(o, fd, o->digest, block, produce, ctx, e);
+
+    if (rc)
+        hv_context(e, "%s", path);
+    else
+        rc = name_it(fd, path, e);
+    /* The data is on its way to the disk under its name already: a failure to close is one to write. */
+    if (close(fd) && !rc)
+        rc = hv_fail(e, HV_EIO, "%s: close: %s", path, strerror(errno));
+    return rc;
+}
+
 int hv_out_produce(struct hv_out *o, const char *path, size_t block, hv_produce_fn *produce, void *ctx,
                    struct hv_err *e)
 {
@@ -434,6 +480,10 @@ int hv_out_produce(struct hv_out *o, const char *path, size_t block, hv_produce_
         return hv_context(e, "%s", path);
     if (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
         return write_special(o, path, block, produce, ctx, e);
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const int nameless = *base && (stat(path, &st) || !S_ISDIR(st.st_mode)) ? open_nameless(path) : -1;
+    if (nameless >= 0)
+        return write_nameless(o, nameless, path, block, produce, ctx, e);
     if (hv_temp_open(tmp, path, &fd, e))
         return e->code;
     rc = write_to(o, fd, o->digest, block, produce, ctx, e);

@@ -89,19 +89,21 @@ ok $? "the pipeline runs on int8"
 config="$small/transformer/config.json"
 jq '.hidden_size = 512 | .num_heads = 4 | .depth_double_blocks = 4 | .depth_single_blocks = 4' "$config" >big.json
 "$ckpts" torch "big.json:3" big.pt --key module
-for delay in 0.01 0.05 0.1 0.2; do
-    rm -rf killed
-    hv-weights import -q --model transformer --config big.json big.pt killed &
-    pid=$!
-    sleep $delay
-    kill -TERM $pid 2>/dev/null
-    wait $pid
-    if [ -e killed/model.safetensors ]; then
-        hv-weights check killed/model.safetensors >out 2>err
-        ok $? "killed after $delay s: the file is whole"
-    else
-        [ -z "$(find killed -type f 2>/dev/null)" ]; ok $? "killed after $delay s: nothing is left"
-    fi
+for how in TERM KILL; do
+    for delay in 0.01 0.05 0.1 0.2; do
+        rm -rf killed
+        hv-weights import -q --model transformer --config big.json big.pt killed &
+        pid=$!
+        sleep $delay
+        kill -$how $pid 2>/dev/null
+        wait $pid 2>/dev/null
+        if [ -e killed/model.safetensors ]; then
+            hv-weights check killed/model.safetensors >out 2>err
+            ok $? "SIG$how after $delay s: the file is whole"
+        else
+            [ -z "$(find killed -type f 2>/dev/null)" ]; ok $? "SIG$how after $delay s: nothing is left"
+        fi
+    done
 done
 
 # ---- missing parts

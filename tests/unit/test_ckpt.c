@@ -41,7 +41,7 @@ static void put(struct bytes *b, const void *data, size_t n)
 static void put_int(struct bytes *b, uint64_t v, int n)
 {
     for (int i = 0; i < n; i++)
-        put(b, &(uint8_t){(uint8_t)(v >> 8 * i)}, 1);
+        put(b, &(uint8_t){(uint8_t)(i < 8 ? v >> 8 * i : 0)}, 1);
 }
 
 static void put_text(struct bytes *b, const char *text)
