@@ -27,12 +27,15 @@
 
 struct bytes {
     uint8_t *p;
-    size_t   n;
+    size_t   n, cap;
 };
 
 static void put(struct bytes *b, const void *data, size_t n)
 {
-    b->p = realloc(b->p, b->n + n + 1);
+    if (b->n + n >= b->cap) {
+        b->cap = 2 * (b->n + n) + 64;
+        b->p = realloc(b->p, b->cap);
+    }
     assert_non_null(b->p);
     memcpy(b->p + b->n, data, n);
     b->n += n;
@@ -218,7 +221,7 @@ static void large_archive(void **state)
     put_string(&pickle, "w");
     put_tensor(&pickle, numel, numel - 4, 2, 2);
     put_text(&pickle, "u.");
-    struct entry entries[] = {{"a/data/0", {NULL, (size_t)numel * 4}, 0}, {"a/data.pkl", pickle, 0}};
+    struct entry entries[] = {{"a/data/0", {NULL, (size_t)numel * 4, 0}, 0}, {"a/data.pkl", pickle, 0}};
     write_zip(fd, entries, 2, 1);
     assert_int_equal(pwrite(fd, &seven, 4, (off_t)(30 + 8 + numel * 4 - 4)), 4);
     if (open_fd(&c, fd, 0, &e))

@@ -181,7 +181,7 @@ static int check_file(struct report *r, const char *path, struct hv_err *e)
     struct hv_ckpt *c = NULL;
     struct hv_wlist list = {0};
     struct hv_err why = {0}, sum = {0};
-    const struct hv_ckpt_opts o = {.script = 1, .alone = !is_folder(path)};
+    const struct hv_ckpt_opts o = {.script = 1};        /* with its other shards and its map */
     const struct hv_kind *kind = NULL;
     const int before = r->faults;
     int sha = 0, extra = 0, crc = 0;

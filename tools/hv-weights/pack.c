@@ -83,7 +83,7 @@ int pack_layout(struct pack *k, struct hv_out *out, struct hv_err *e)
     const int n = k->n;
     int pads = 0;
 
-    if (!k->fault)
+    if (n && !k->fault)
         qsort(k->p, (size_t)n, sizeof *k->p, by_class_and_rank);
     for (int i = 0; i < n && !k->fault; i++) {
         const uint64_t left = piece_bytes(&k->p[i]) % ALIGN;
