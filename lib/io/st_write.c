@@ -21,6 +21,7 @@
 #define SHA_KEY  "hv.sha256"
 #define SHA_HEX  64
 #define STACK    ((size_t)256 << 10)
+#define RING     4                       /* blocks that exist at a time */
 
 void hv_out_meta(struct hv_out *o, const char *key, const char *fmt, ...)
 {
@@ -194,28 +195,36 @@ static int write_all(int fd, const void *data, size_t n, struct hv_err *e)
     return 0;
 }
 
-/* A block on its way out: while the producer makes the next one, one thread writes it and another digests it. */
+/* Blocks on their way out: while the producer makes the next one, one thread writes and another digests those before, each at
+ * its own pace. */
+struct block {
+    const void *data;
+    size_t      n;
+    int         source;                 /* the block is in this file, too, at `at`; -1: it is not */
+    uint64_t    at;
+    int         users;                  /* consumers that are not done with it */
+};
+
 struct consumer {
     struct pipe2 *pipe;
-    int         (*use)(struct pipe2 *p, const void *block, size_t n, struct hv_err *e);
+    int         (*use)(struct pipe2 *p, const struct block *b, struct hv_err *e);
     pthread_t     thread;
-    int           pending, failed;
+    uint64_t      next;                 /* block that it takes next */
+    int           failed;
     struct hv_err err;
 };
 
 struct pipe2 {
     int             fd;
+    int             regular;            /* fd is a file: bytes may be copied into it */
     EVP_MD_CTX     *md;                 /* NULL: no digest */
     pthread_mutex_t lock;
     pthread_cond_t  changed;
-    int             regular;            /* fd is a file: bytes may be copied into it */
     struct consumer consumer[2];
     int             consumers;
-    const void     *block;              /* handed over */
-    size_t          n;
-    int             source;             /* the block is in this file, too, at `at`; -1: it is not */
-    uint64_t        at;
-    int             done;
+    struct block    block[RING];
+    uint64_t        head;               /* blocks handed over so far */
+    int             done, failed;
 };
 
 /* From file to file in the kernel, as far as the two file systems allow it. Nothing is lost when they do not. */
@@ -233,16 +242,16 @@ static size_t copy_range(int to, int from, uint64_t at, size_t n)
     return done;
 }
 
-static int use_write(struct pipe2 *p, const void *block, size_t n, struct hv_err *e)
+static int use_write(struct pipe2 *p, const struct block *b, struct hv_err *e)
 {
-    const size_t done = p->source >= 0 ? copy_range(p->fd, p->source, p->at, n) : 0;
+    const size_t done = b->source >= 0 ? copy_range(p->fd, b->source, b->at, b->n) : 0;
 
-    return write_all(p->fd, (const char *)block + done, n - done, e);
+    return write_all(p->fd, (const char *)b->data + done, b->n - done, e);
 }
 
-static int use_digest(struct pipe2 *p, const void *block, size_t n, struct hv_err *e)
+static int use_digest(struct pipe2 *p, const struct block *b, struct hv_err *e)
 {
-    return EVP_DigestUpdate(p->md, block, n) ? 0 : hv_fail(e, HV_EIO, "sha256 failed");
+    return EVP_DigestUpdate(p->md, b->data, b->n) ? 0 : hv_fail(e, HV_EIO, "sha256 failed");
 }
 
 static void *consume(void *arg)
@@ -252,72 +261,77 @@ static void *consume(void *arg)
 
     pthread_mutex_lock(&p->lock);
     for (;;) {
-        while (!c->pending && !p->done)
+        while (c->next == p->head && !p->done)
             pthread_cond_wait(&p->changed, &p->lock);
-        if (!c->pending)
+        if (c->next == p->head)
             break;
-        const void *block = p->block;
-        const size_t n = p->n;
+        struct block *b = &p->block[c->next++ % RING];
         pthread_mutex_unlock(&p->lock);
-        const int bad = c->failed ? 0 : c->use(p, block, n, &c->err);
+        const int bad = c->failed ? 0 : c->use(p, b, &c->err);
         pthread_mutex_lock(&p->lock);
         c->failed |= bad;
-        c->pending = 0;
+        p->failed |= bad;
+        b->users--;
         pthread_cond_broadcast(&p->changed);
     }
     pthread_mutex_unlock(&p->lock);
     return NULL;
 }
 
-/* Waits until the block before is used up, then hands this one over. Returns nonzero when a consumer has failed. */
-static int hand_over(struct pipe2 *p, const void *block, size_t n, int source, uint64_t at)
+/* Waits until the block's place in the ring is free, and its buffer with it. Returns nonzero when a consumer has failed. */
+static int wait_for_room(struct pipe2 *p)
 {
-    int failed = 0;
-
     pthread_mutex_lock(&p->lock);
-    for (int i = 0; i < p->consumers; i++) {
-        while (p->consumer[i].pending)
-            pthread_cond_wait(&p->changed, &p->lock);
-        failed |= p->consumer[i].failed;
-    }
-    if (!failed && n) {
-        p->block = block;
-        p->n = n;
-        p->source = source;
-        p->at = at;
-        for (int i = 0; i < p->consumers; i++)
-            p->consumer[i].pending = 1;
-        pthread_cond_broadcast(&p->changed);
-    }
+    while (p->block[p->head % RING].users)
+        pthread_cond_wait(&p->changed, &p->lock);
+    const int failed = p->failed;
     pthread_mutex_unlock(&p->lock);
     return failed;
+}
+
+static void hand_over(struct pipe2 *p, const void *data, size_t n, int source, uint64_t at)
+{
+    pthread_mutex_lock(&p->lock);
+    p->block[p->head++ % RING] = (struct block){data, n, source, at, p->consumers};
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
 }
 
 static int stream_entries(const struct hv_out *o, struct pipe2 *p, size_t block, hv_produce_fn *produce, void *ctx,
                           struct hv_err *e)
 {
-    char *buf[2] = {malloc(block), malloc(block)};
-    int turn = 0, rc = 0;
+    char *buf[RING] = {NULL};
+    int rc = 0;
 
-    if (!buf[0] || !buf[1])
-        rc = hv_fail(e, HV_ENOMEM, "out of memory for blocks of %zu bytes", block);
+    for (int k = 0; k < RING && produce; k++)
+        if (!(buf[k] = malloc(block)))
+            rc = hv_fail(e, HV_ENOMEM, "out of memory for blocks of %zu bytes", block);
     for (int i = 0; i < o->n && !rc; i++) {
         const struct hv_out_entry *s = &o->entry[i];
         const uint64_t total = entry_bytes(s);
         for (uint64_t at = 0; at < total && !rc; at += block) {
             const size_t n = total - at < block ? (size_t)(total - at) : block;
-            const void *src = s->data ? (const char *)s->data + at : buf[turn];
-            if (!s->data)
-                rc = produce(ctx, i, at, buf[turn], n, e);
-            if (!rc && hand_over(p, src, n, s->copied && p->regular ? s->fd : -1, s->at + at))
+            if (wait_for_room(p)) {
                 rc = HV_EIO;
-            turn ^= 1;
+                break;
+            }
+            char *mine = buf[p->head % RING];
+            if (!s->data)
+                rc = produce(ctx, i, at, mine, n, e);
+            if (!rc)
+                hand_over(p, s->data ? (const char *)s->data + at : mine, n, s->copied && p->regular ? s->fd : -1, s->at + at);
         }
     }
-    if (hand_over(p, NULL, 0, -1, 0) && !rc)
+    /* The last blocks are in use until their users say otherwise. */
+    pthread_mutex_lock(&p->lock);
+    for (int k = 0; k < RING; k++)
+        while (p->block[k].users)
+            pthread_cond_wait(&p->changed, &p->lock);
+    if (p->failed && !rc)
         rc = HV_EIO;
-    free(buf[0]);
-    free(buf[1]);
+    pthread_mutex_unlock(&p->lock);
+    for (int k = 0; k < RING; k++)
+        free(buf[k]);
     return rc;
 }
 

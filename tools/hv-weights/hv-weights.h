@@ -17,7 +17,7 @@ int cmd_import(int argc, char **argv, struct hv_err *e);
 int cmd_quantize(int argc, char **argv, struct hv_err *e);
 int cmd_diff(int argc, char **argv, struct hv_err *e);
 
-#define BLOCK  ((size_t)16 << 20)       /* bytes that are made, written and digested at a time */
+#define BLOCK  ((size_t)4 << 20)        /* bytes that are made, written and digested at a time */
 #define CHUNK  ((size_t)1 << 16)        /* elements of a unit of parallel work */
 
 /* ---- pack.c: the tensors of a packed file in the making, and their order ---- */
