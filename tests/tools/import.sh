@@ -186,4 +186,19 @@ cp $base/transformers/mp_rank_00_model_states.pt broken.pt
 printf '\001' | dd of=broken.pt bs=1 seek=$((size / 2)) conv=notrunc 2>/dev/null
 status 1 "a changed byte in a storage" hv-weights check broken.pt
 grep -q 'CRC-32' out; ok $? "the checksum tells"
+
+# A hostile tensor file through a pipe is refused by a stage with the reason that list gives, before any weights are read.
+bad=0
+for f in "$root"/tests/golden/weights/bad/bad_*.safetensors; do
+    hv-weights list - <"$f" 2>&1 | sed 's/^hv-weights: stdin: //' >want
+    for stage in "hv-decode -f rgb" hv-denoise; do
+        # shellcheck disable=SC2002,SC2086
+        cat "$f" | $stage --model direct -o x.out - >out 2>err
+        if [ $? != 3 ] || [ -e x.out ] || ! grep -qF "$(cat want)" err; then
+            bad=1
+            echo "# $stage: $(basename "$f"): $(cat err)"
+        fi
+    done
+done
+ok $bad "hostile tensor files through a pipe: stages say what list says"
 done_testing
