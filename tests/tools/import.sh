@@ -172,6 +172,25 @@ jq '{model_type: "clip", projection_dim: 48, text_config: del(.projection_dim, .
 status 0 "a config that leaves defaults out" hv-weights import --model text_encoder_2 --config clip.json \
     ckpts/text_encoder_2/model.safetensors clip
 [ "$(jq -r '.text_config.hidden_act' clip/config.json)" = quick_gelu ]; ok $? "they are written"
+mkdir shards
+cp ckpts/llava_llama_image/model-* ckpts/llava_llama_image/config.json shards/
+status 0 "shards without an index" hv-weights import --model text_encoder shards noindex
+data direct/text_encoder/model.safetensors >a.bin
+data noindex/model.safetensors >b.bin
+same a.bin b.bin "the same data"
+status 0 "a shard finds the others" hv-weights import --model text_encoder shards/model-00001-of-00004.safetensors noindex
+rm shards/model-00003-of-00004.safetensors
+status 4 "a shard that is not there" hv-weights import --model text_encoder shards/model-00001-of-00004.safetensors noindex2
+grep -q 'model-00003-of-00004.safetensors: No such file' err; ok $? "it is named"
+printf '{"weight_map": {"a": "../model.safetensors"}}' >shards/model.safetensors.index.json
+status 3 "an index that leaves its folder" hv-weights list shards/model.safetensors.index.json
+mkdir wan
+cp $t wan/hunyuan_video_avatar_720_bf16.safetensors
+cp "$config" wan/
+status 3 "a transformer where another program has it" hv-weights import wan other
+data other/transformer/model.safetensors >b.bin
+data $t >a.bin
+same a.bin b.bin "is found"
 status 2 "a kind that is none" hv-weights import --model nothing $t x
 status 2 "one operand" hv-weights import ckpts
 status 2 "a quantization that is none" hv-weights import --quant int3 ckpts x
