@@ -134,8 +134,7 @@ static int fp8_map(struct pass *p)
         drop(p, s);
         struct hv_ctensor *t = find_part(c, s->name + 4, strlen(s->name + 4), ".weight");
         if (!t || t->ndim != 2 || t->dtype != HV_F8_E4M3)
-            return hv_fail(p->e, HV_EINPUT, t ? "%s.weight: has a scale and is not F8_E4M3" : "%s.weight: has a scale and is missing",
-                           s->name + 4);
+            return hv_fail(p->e, HV_EINPUT, "%s.weight: has a scale and is %s", s->name + 4, t ? "not F8_E4M3" : "missing");
         if (hv_ctensor_count(s) != 1 && (s->ndim != 2 || s->shape[1] != 1))
             return hv_fail(p->e, HV_EINPUT, "%s: its scale has %lld values, expected 1 or [%lld,1]", s->name + 4,
                            (long long)hv_ctensor_count(s), (long long)t->shape[0]);
@@ -189,7 +188,7 @@ static int quanto_matrix(struct pass *p, struct hv_ctensor *t)
     if (t->dtype != HV_I8 && t->dtype != HV_F8_E4M3)
         return hv_fail(p->e, HV_EUNSUP, "%s: %s, expected I8 or F8_E4M3", t->name, hv_dtype_name(t->dtype));
     if (t->ndim != 2 || !s)
-        return hv_fail(p->e, HV_EINPUT, t->ndim != 2 ? "%s: %d dimensions, expected 2" : "%s: without its _scale", t->name, t->ndim);
+        return hv_fail(p->e, HV_EINPUT, "%s: %s", t->name, s ? "not of 2 dimensions" : "without its _scale");
     if (set_scale(p, t, s, 0))
         return p->e->code;
     drop(p, s);

@@ -30,7 +30,8 @@ extern "C" {
 #define HV_PICKLE_DEPTH  64             /* of nesting, for those who walk */
 
 enum hv_pickle_type {
-    HV_P_NONE, HV_P_BOOL, HV_P_INT, HV_P_FLOAT, HV_P_STR, HV_P_TUPLE, HV_P_LIST, HV_P_DICT, HV_P_GLOBAL, HV_P_STORAGE, HV_P_TENSOR,
+    HV_P_NONE, HV_P_BOOL, HV_P_INT, HV_P_FLOAT, HV_P_STR, HV_P_TUPLE, HV_P_LIST, HV_P_DICT, HV_P_GLOBAL, HV_P_STORAGE,
+    HV_P_TENSOR,
     HV_P_OBJECT                         /* of TorchScript: its attributes, a dict */
 };
 

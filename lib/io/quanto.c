@@ -77,8 +77,8 @@ int hv_quanto_check(const json_t *root, struct hv_err *e)
         if (!weights)
             return hv_fail(e, HV_EINPUT, "'%.200s' has no kind of weights", name);
         if (strcmp(weights, "qint8") && strcmp(weights, "qfloat8") && strcmp(weights, "qfloat8_e4m3fn"))
-            return hv_fail(e, HV_EUNSUP, "'%.200s' is stored as %.40s: read are qint8 and qfloat8; quantize the original again", name,
-                           weights);
+            return hv_fail(e, HV_EUNSUP, "'%.200s' is stored as %.40s: read are qint8 and qfloat8; quantize the original again",
+                           name, weights);
         if (a && !json_is_null(a) && (!json_is_string(a) || strcmp(json_string_value(a), "none")))
             return hv_fail(e, HV_EUNSUP, "'%.200s' has quantized activations", name);
     }

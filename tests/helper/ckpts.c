@@ -556,6 +556,8 @@ static int cmd_script(char **argv)
         static const int64_t batches = 1000;
         t[n++] = (struct tensor){.name = need(strdup(name)), .dtype = HV_I64, .data = &batches};
     }
+    static const float anchors[18] = {4, 5, 8, 10, 13, 16, 23, 29, 43, 55, 73, 105, 146, 217, 231, 300, 335, 433};
+    t[n++] = (struct tensor){.name = "anchor_grid", .dtype = HV_F32, .ndim = 6, .shape = {3, 1, 3, 1, 1, 2}, .data = anchors};
     object(&p, t, n, "");
     write_archive(argv[1], "detface", &p, &s, t, n, 1);
     close_source(&s);

@@ -146,6 +146,11 @@ data face/model.safetensors >b.bin
 data direct/face_detector/model.safetensors >a.bin
 same a.bin b.bin "its batch norms are folded: the same data"
 
+jq '.anchors[1][2] = 44' direct/face_detector/config.json >anchors.json
+status 3 "anchors that are not those of the config" hv-weights import --script --model face_detector --config anchors.json \
+    ckpts/det_align/detface.pt x
+grep -q 'anchor_grid: 43 at element 8, the config says 44' err; ok $? "both are in the message"
+
 # A name changed, a shape changed, a NaN: said, and nothing written.
 "$ckpts" torch $t renamed.pt --key module --prefix foo.
 status 3 "no name fits" hv-weights import --model transformer --config "$config" renamed.pt x

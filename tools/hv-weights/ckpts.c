@@ -122,8 +122,8 @@ static int copy_along(const char *base, const struct hv_kind *kind, const char *
         const char *slash = strrchr(weights, '/');
         if (strcmp(along[i].kind, kind->name))
             continue;
-        int found = snprintf(from, sizeof from, "%.*s%s", slash ? (int)(slash - weights + 1) : 0, weights, along[i].file) < HV_PATH &&
-                    is_file(from);
+        int found = snprintf(from, sizeof from, "%.*s%s", slash ? (int)(slash - weights + 1) : 0, weights, along[i].file) <
+                    HV_PATH && is_file(from);
         if (!found)
             found = snprintf(from, sizeof from, "%s/%s/%s", base, along[i].folder, along[i].file) < HV_PATH && is_file(from);
         if (found && (join(into, to, along[i].file, e) || copy_file(from, into, e)))
@@ -172,7 +172,8 @@ int import_folder(const struct hv_cli *cli, const struct import_options *o, cons
     if (!rc)
         rc = lock_folder(to, &lock, e);
     if (!rc)
-        printf("%-15s %-60s  %-22s %-14s %6s %14s  %s\n", "part", "found", "format", "dtypes", "number", "bytes", "sha256 of the data");
+        printf("%-15s %-60s  %-22s %-14s %6s %14s  %s\n", "part", "found", "format", "dtypes", "number", "bytes",
+               "sha256 of the data");
     for (const struct hv_kind *k = hv_kinds; k->name && !rc; k++) {
         const char *const path = weights;
         struct imported done;

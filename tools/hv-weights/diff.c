@@ -165,11 +165,11 @@ int cmd_diff(int argc, char **argv, struct hv_err *e)
     static struct hv_ckpt_opts o;
     const struct hv_opt opts[] = {
         {"tol", 0, HV_OPT_REAL, &tol, "R", "relative error that is no difference (default: 0)", 0, 1e30},
-        {"key", 0, HV_OPT_STR, &o.key, "KEY", "of the state dict in a torch archive (default: module, model, state_dict, ema)", 0, 0},
+        {"key", 0, HV_OPT_STR, &o.key, "KEY", "where a torch archive has its tensors (default: module, model, ..)", 0, 0},
         {0}
     };
     const struct hv_cli cli = {"hv-weights", "diff A B",
-                               "Compares weights of any format: |a - b| / |a| and the cosine of each tensor, scales multiplied in.",
+                               "Compares weights of any format: |a - b| / |a| and the cosine of each tensor, with scales.",
                                opts, &c, 2, 2};
     int rc = hv_cli_parse(&cli, argc, argv, e);
 

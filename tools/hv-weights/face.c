@@ -139,19 +139,42 @@ static json_t *layer_json(const struct hv_ckpt *c, int layer, const struct row *
     return j;
 }
 
-/* Anchors in pixels: those of the file where it has them ([3,1,3,1,1,2]), else those of every public model. */
-static json_t *anchors_json(const struct hv_ckpt *c, struct hv_err *e)
-{
-    float v[18] = {4, 5, 8, 10, 13, 16, 23, 29, 43, 55, 73, 105, 146, 217, 231, 300, 335, 433};
-    json_t *all = json_array();
+#define ANCHORS (2 * FACE_SCALES * FACE_ANCHORS)
 
+/* Anchors of the file ([3,1,3,1,1,2], in pixels). Returns 1 when it has them. */
+static int read_anchors(const struct hv_ckpt *c, float v[ANCHORS], struct hv_err *e)
+{
     for (int i = 0; i < hv_ckpt_count(c); i++) {
         const struct hv_ctensor *t = hv_ckpt_at(c, i);
         const size_t n = strlen(t->name);
-        if (n >= 11 && !strcmp(t->name + n - 11, "anchor_grid") && hv_ctensor_count(t) == 18 &&
-            hv_ckpt_read_f32(c, t, 0, 18, v, e))
-            break;
+        if (n >= 11 && !strcmp(t->name + n - 11, "anchor_grid") && hv_ctensor_count(t) == ANCHORS)
+            return !hv_ckpt_read_f32(c, t, 0, ANCHORS, v, e);
     }
+    return 0;
+}
+
+int face_check_anchors(const json_t *config, const struct hv_ckpt *c, struct hv_err *e)
+{
+    struct face_config f;
+    float v[ANCHORS];
+
+    if (!read_anchors(c, v, e) || face_config_parse(&f, config, e))
+        return e->code;
+    for (int i = 0; i < ANCHORS; i++) {
+        const double want = f.anchor[i / (2 * FACE_ANCHORS)][i % (2 * FACE_ANCHORS)];
+        if (!(fabs((double)v[i] - want) <= 1e-3 * want))
+            return hv_fail(e, HV_EINPUT, "anchor_grid: %g at element %d, the config says %g", (double)v[i], i, want);
+    }
+    return 0;
+}
+
+/* Those of the file where it has them, else those of every public model. */
+static json_t *anchors_json(const struct hv_ckpt *c, struct hv_err *e)
+{
+    float v[ANCHORS] = {4, 5, 8, 10, 13, 16, 23, 29, 43, 55, 73, 105, 146, 217, 231, 300, 335, 433};
+    json_t *all = json_array();
+
+    (void)read_anchors(c, v, e);
     for (int s = 0; s < 3; s++) {
         json_t *one = json_array();
         for (int k = 0; k < 6; k++) {
@@ -186,9 +209,10 @@ int face_graph(json_t **config, const struct hv_ckpt *c, struct hv_err *e)
                            "give its graph with --config", at, r->op);
         }
     }
-    *config = json_pack("{s:s, s:i, s:f, s:f, s:i, s:i, s:[i,i,i], s:o, s:s, s:o}", "model_type", "yolov5-face", "input_size", 416,
-                        "conf_threshold", 0.5, "iou_threshold", 0.45, "num_classes", 1, "num_landmarks", 5, "strides", 8, 16, 32,
-                        "anchors", anchors_json(c, e), "activation", "silu", "layers", layers);
+    *config = json_pack("{s:s, s:i, s:f, s:f, s:i, s:i, s:[i,i,i], s:o, s:s, s:o}", "model_type", "yolov5-face",
+                        "input_size", 416, "conf_threshold", 0.5, "iou_threshold", 0.45, "num_classes", 1,
+                        "num_landmarks", 5, "strides", 8, 16, 32, "anchors", anchors_json(c, e), "activation", "silu",
+                        "layers", layers);
     if (e->code || !*config) {
         json_decref(*config);
         *config = NULL;

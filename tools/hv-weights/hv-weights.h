@@ -149,6 +149,9 @@ int face_rename(struct hv_ckpt *c, struct hv_err *e);
 /* The graph of a detector of the family, from the names and shapes of its tensors; HV_EUNSUP: another network. */
 int face_graph(json_t **config, const struct hv_ckpt *c, struct hv_err *e);
 
+/* HV_EINPUT when the checkpoint has anchors, and they are not those of the config. */
+int face_check_anchors(const json_t *config, const struct hv_ckpt *c, struct hv_err *e);
+
 /* Adds weight and bias of a convolution with its batch norm folded in; 0: it has none, 1: done, -1: a failure in e. */
 int face_fold_pieces(struct pack *k, const struct hv_ckpt *c, const struct hv_wspec *weight, const struct hv_wspec *bias,
                      int64_t rank, struct hv_err *e);

@@ -198,7 +198,7 @@ static void mark(struct part *p, const struct hv_ctensor *t)
     p->used[t - hv_ckpt_at(p->c, 0)] = 1;
 }
 
-/* Batch norms of a detector are read by folding. */
+/* Batch norms of a detector are read by folding, its anchors by comparing. */
 static void mark_norms(struct part *p)
 {
     static const char *const tails[] = {".weight", ".bias", ".running_mean", ".running_var", ".num_batches_tracked"};
@@ -207,6 +207,8 @@ static void mark_norms(struct part *p)
         const char *name = hv_ckpt_at(p->c, i)->name;
         const size_t n = strlen(name), k = strlen(".running_mean");
         char other[HV_CKPT_NAME + 32];
+        if (n >= 11 && !strcmp(name + n - 11, "anchor_grid"))
+            p->used[i] = 1;
         if (n <= k || strcmp(name + n - k, ".running_mean"))
             continue;
         for (size_t m = 0; m < sizeof tails / sizeof *tails; m++) {
@@ -326,8 +328,8 @@ static void list_extra(const struct part *p, struct imported *done)
             n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : "", hv_ckpt_at(p->c, i)->name);
     }
     if (done->extra && !p->cli->common->verbose)
-        hv_note(p->cli, "%s: %d tensor%s not used: %s%s", hv_ckpt_path(p->c), done->extra, done->extra == 1 ? " is" : "s are", names,
-                done->extra > NAMED ? ", ... (-v lists them)" : "");
+        hv_note(p->cli, "%s: %d tensor%s not used: %s%s", hv_ckpt_path(p->c), done->extra,
+                done->extra == 1 ? " is" : "s are", names, done->extra > NAMED ? ", ... (-v lists them)" : "");
 }
 
 /* What a packed file says of itself. */
@@ -451,6 +453,8 @@ static int open_part(struct part *p, const char *const *path, int n, struct hv_e
         return rc;
     make_stamp(p);
     rc = find_config(p, path[0], e);
+    if (!rc && !strcmp(p->kind->name, "face_detector") && face_check_anchors(p->config, p->c, e))
+        rc = hv_context(e, "%s", path[0]);
     if (!rc && p->kind->list(&p->list, p->config, e))
         rc = hv_context(e, "%s", *p->config_path ? p->config_path : p->kind->name);
     return rc;
@@ -521,7 +525,7 @@ int cmd_import(int argc, char **argv, struct hv_err *e)
         {"quant", 0, HV_OPT_STR, &o.v.quant, "TYPE", "keep (default: 8 bits where they were), none, int8 or fp8", 0, 0},
         {"modulation", 0, HV_OPT_STR, &o.v.modulation, "keep|quant", "the modulation matrices, too (default: keep)", 0, 0},
         {"dtype", 0, HV_OPT_STR, &o.v.dtype, "TYPE", "bf16, f16 or f32 for what is not quantized (default: as it is)", 0, 0},
-        {"key", 0, HV_OPT_STR, &o.key, "KEY", "of the state dict in a torch archive (default: module, model, state_dict, ema)", 0, 0},
+        {"key", 0, HV_OPT_STR, &o.key, "KEY", "where a torch archive has its tensors (default: module, model, ..)", 0, 0},
         {"script", 0, HV_OPT_FLAG, &o.script, NULL, "read TorchScript archives: weights alone, no code", 0, 0},
         {"config", 0, HV_OPT_STR, &o.config, "FILE", "config.json of the network (default: beside IN, else the full size)", 0, 0},
         {0}

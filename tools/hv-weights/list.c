@@ -82,7 +82,7 @@ int cmd_list(int argc, char **argv, struct hv_err *e)
     static struct hv_ckpt_opts o = {.script = 1};
     const struct hv_opt opts[] = {
         {"json", 0, HV_OPT_FLAG, &as_json, NULL, "one JSON array, an object a file", 0, 0},
-        {"key", 0, HV_OPT_STR, &o.key, "KEY", "of the state dict in a torch archive (default: module, model, state_dict, ema)", 0, 0},
+        {"key", 0, HV_OPT_STR, &o.key, "KEY", "where a torch archive has its tensors (default: module, model, ..)", 0, 0},
         {0}
     };
     const struct hv_cli cli = {"hv-weights", "list FILE...", "Lists tensors of any format: name, dtype, shape, bytes.", opts, &c,
