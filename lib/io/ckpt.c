@@ -19,6 +19,8 @@ int hv_ckpt_add(struct hv_ckpt *c, const struct hv_ctensor *t, const char *name,
 {
     if (!n || n >= HV_CKPT_NAME || !hv_utf8_valid(name, n))
         return hv_fail(e, HV_EINPUT, "a tensor whose name is no text of 1 to %d bytes", HV_CKPT_NAME - 1);
+    if (c->n == HV_CKPT_TENSORS)
+        return hv_fail(e, HV_EINPUT, "more than %d tensors", HV_CKPT_TENSORS);
     if (c->n == c->cap) {
         const int cap = c->cap ? 2 * c->cap : 256;
         struct hv_ctensor *p = realloc(c->t, (size_t)cap * sizeof *p);

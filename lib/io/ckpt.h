@@ -27,7 +27,8 @@
 extern "C" {
 #endif
 
-#define HV_CKPT_NAME 1024               /* bytes of a tensor's name, its zero included */
+#define HV_CKPT_NAME    1024            /* bytes of a tensor's name, its zero included */
+#define HV_CKPT_TENSORS 65536           /* at most; the largest model here has a thousand */
 
 struct hv_ctensor {
     char    *name;

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define HV_PICKLE_MEMORY ((size_t)48 << 20)
+#define HV_PICKLE_MEMORY ((size_t)32 << 20)
 #define HV_PICKLE_STACK  (1 << 20)
 #define HV_PICKLE_MEMO   (1 << 24)
 #define HV_PICKLE_DEPTH  64             /* of nesting, for those who walk */

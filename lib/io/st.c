@@ -166,6 +166,21 @@ static int parse_meta(const json_t *meta, struct hv_err *e)
     return 0;
 }
 
+/* Counts what the parser would make nodes of. Commas in names count, too: no file has so many. */
+static int check_values(const char *s, size_t n, struct hv_err *e)
+{
+    size_t objects = 0, values = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        objects += s[i] == '{';
+        values += s[i] == '{' || s[i] == '[' || s[i] == ',';
+    }
+    if (objects > HV_ST_OBJECTS || values > HV_ST_VALUES)
+        return hv_fail(e, HV_EINPUT, "header: %zu objects and %zu values, limits %d and %d", objects, values, HV_ST_OBJECTS,
+                       HV_ST_VALUES);
+    return 0;
+}
+
 static int parse(struct hv_in *in, struct hv_err *e)
 {
     const char *file = in->map ? in->map : in->heap, *key;
@@ -187,6 +202,8 @@ static int parse(struct hv_in *in, struct hv_err *e)
     in->data_bytes = in->bytes - 8 - n;
     if (!n || in->header[0] != '{')
         return hv_fail(e, HV_EINPUT, "not a safetensors file");
+    if (check_values(in->header, in->header_bytes, e))
+        return e->code;
     if (hv_json_parse(&in->root, in->header, in->header_bytes, 16, e))
         return hv_context(e, "header");
 

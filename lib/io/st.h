@@ -11,7 +11,7 @@
  *     hv_out_write(&out, "audio.st", e);                                                         // NULL or "-": stdout
  *     hv_out_close(&out);
  *
- * Layout: u64 little-endian n, n bytes of JSON, data. The reader trusts nothing: it refuses headers over 16 MiB, names
+ * Layout: u64 little-endian n, n bytes of JSON, data. The reader trusts nothing: it refuses headers over 16 MiB or of very many values, names
  * twice, unknown dtypes, shapes whose product overflows, and spans that do not tile the data exactly. */
 #ifndef HV_ST_H
 #define HV_ST_H
@@ -28,6 +28,8 @@ extern "C" {
 
 #define HV_ST_DIMS   8
 #define HV_ST_HEADER ((size_t)16 << 20)
+#define HV_ST_OBJECTS 100000            /* in a header, and values: what they take in memory is many times their text */
+#define HV_ST_VALUES  300000
 
 struct hv_entry {
     const char *name;

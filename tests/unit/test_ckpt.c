@@ -556,6 +556,50 @@ static void broken_gguf(void **state)
     break_file(GOLDEN "gguf/tiny.gguf", 1, 700, 0);
 }
 
+/* Small texts that would be large in memory. */
+static void swollen(void **state)
+{
+    static const char *const values[] = {"{}", "[]", "0", "\"\""};
+    struct bytes b;
+    char one[64];
+
+    (void)state;
+    for (size_t v = 0; v < sizeof values / sizeof *values; v++) {
+        struct hv_ckpt *c = NULL;
+        struct hv_err e = {0};
+        const int fd = memfd_create("swollen", MFD_CLOEXEC);
+        b = (struct bytes){0};
+        put_int(&b, 0, 8);
+        put_text(&b, "{");
+        for (int i = 0; i < 1000000; i++)
+            put(&b, one, (size_t)snprintf(one, sizeof one, "%s\"%d\":%s", i ? "," : "", i, values[v]));
+        put_text(&b, "}");
+        for (int i = 0; i < 8; i++)
+            b.p[i] = (uint8_t)((b.n - 8) >> 8 * i);
+        write_at(fd, &b, 0);
+        free(b.p);
+        assert_int_equal(open_fd(&c, fd, 0, &e), HV_EINPUT);
+        assert_non_null(strstr(e.msg, "values"));
+        close(fd);
+    }
+    /* One tensor under a million names. */
+    b = (struct bytes){0};
+    put_text(&b, "\x80\x02}(");
+    put_string(&b, "w");
+    put_tensor(&b, 4, 0, 2, 2);
+    put_text(&b, "q");
+    put_int(&b, 0, 1);
+    for (int i = 0; i < 200000; i++) {
+        snprintf(one, sizeof one, "%d", i);
+        put_string(&b, one);
+        put_text(&b, "h");
+        put_int(&b, 0, 1);
+    }
+    put_text(&b, "u.");
+    refuse(&b, "more than");
+    free(b.p);
+}
+
 /* Whatever a file says, it gets no more than its own size and 64 MiB. */
 static void limit_memory(void)
 {
@@ -585,7 +629,7 @@ int main(void)
         cmocka_unit_test(large_archive), cmocka_unit_test(bombs), cmocka_unit_test(reads_nested_names),
         cmocka_unit_test(refuses_a_name_twice), cmocka_unit_test(blocks_in_parts), cmocka_unit_test(quanto_metadata),
         cmocka_unit_test_setup_teardown(broken_archives, limited, NULL), cmocka_unit_test(broken_tensor_files),
-        cmocka_unit_test(broken_gguf),
+        cmocka_unit_test(broken_gguf), cmocka_unit_test(swollen),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -24,6 +24,7 @@ struct part {
     struct pack                  pack;
     char                        *used;  /* tensors of the checkpoint that the network reads */
     const char                  *prefix;
+    int                          faults;        /* tensors that are missing or misshapen */
     char                         stamp[160];
 };
 
@@ -233,7 +234,7 @@ static int plan_tensor(struct part *p, int *at, char *why, size_t size, struct h
     if (t)
         mark(p, t);
     if (!t) {
-        t = similar(p, s);
+        t = p->faults < NAMED ? similar(p, s) : NULL;
         snprintf(why, size, t ? "%s is missing (there is %s)" : "%s is missing", s->name, t ? t->name : "");
         return 0;
     }
@@ -261,7 +262,6 @@ static int plan_network(struct part *p, struct hv_err *e)
 {
     char list[800] = "", why[HV_CKPT_NAME];
     size_t n = 0;
-    int faults = 0;
 
     if (!strcmp(p->kind->name, "transformer"))
         for (int i = 0; i < hv_ckpt_count(p->c); i++)
@@ -274,12 +274,12 @@ static int plan_network(struct part *p, struct hv_err *e)
     for (int i = 0; i < p->list.n; i++) {
         if (plan_tensor(p, &i, why, sizeof why, e))
             return hv_context(e, "%s", hv_ckpt_path(p->c));
-        if (*why && faults++ < NAMED && n < sizeof list)
+        if (*why && p->faults++ < NAMED && n < sizeof list)
             n += (size_t)snprintf(list + n, sizeof list - n, "%s%s", n ? "; " : "", why);
     }
-    if (faults)
-        return hv_fail(e, HV_EINPUT, "%s: %d of %d tensors of the %s are missing or misshapen: %s%s", hv_ckpt_path(p->c), faults,
-                       p->list.n, p->kind->name, list, faults > NAMED ? "; ..." : "");
+    if (p->faults)
+        return hv_fail(e, HV_EINPUT, "%s: %d of %d tensors of the %s are missing or misshapen: %s%s", hv_ckpt_path(p->c),
+                       p->faults, p->list.n, p->kind->name, list, p->faults > NAMED ? "; ..." : "");
     return 0;
 }
 
