@@ -21,6 +21,7 @@
 #define SHA_KEY  "hv.sha256"
 #define SHA_HEX  64
 #define STACK    ((size_t)256 << 10)
+#define FLUSH    ((uint64_t)32 << 20)
 #define RING     4                       /* blocks that exist at a time */
 
 void hv_out_meta(struct hv_out *o, const char *key, const char *fmt, ...)
@@ -217,6 +218,7 @@ struct consumer {
 struct pipe2 {
     int             fd;
     int             regular;            /* fd is a file: bytes may be copied into it */
+    uint64_t        start, written, flushed;    /* where the data begins; bytes of it */
     EVP_MD_CTX     *md;                 /* NULL: no digest */
     pthread_mutex_t lock;
     pthread_cond_t  changed;
@@ -246,7 +248,15 @@ static int use_write(struct pipe2 *p, const struct block *b, struct hv_err *e)
 {
     const size_t done = b->source >= 0 ? copy_range(p->fd, b->source, b->at, b->n) : 0;
 
-    return write_all(p->fd, (const char *)b->data + done, b->n - done, e);
+    if (write_all(p->fd, (const char *)b->data + done, b->n - done, e))
+        return e->code;
+    p->written += b->n;
+    /* The disk begins now, while the digest, which is slower than the page cache, is still at work. */
+    if (p->regular && p->written - p->flushed >= FLUSH) {
+        (void)sync_file_range(p->fd, (off_t)(p->start + p->flushed), (off_t)(p->written - p->flushed), SYNC_FILE_RANGE_WRITE);
+        p->flushed = p->written;
+    }
+    return 0;
 }
 
 static int use_digest(struct pipe2 *p, const struct block *b, struct hv_err *e)
@@ -341,11 +351,13 @@ static int stream(const struct hv_out *o, int fd, int digest, char hex[SHA_HEX +
 {
     struct stat st;
     struct pipe2 p = {.fd = fd, .md = digest ? EVP_MD_CTX_new() : NULL, .regular = !fstat(fd, &st) && S_ISREG(st.st_mode)};
+    const off_t at = p.regular ? lseek(fd, 0, SEEK_CUR) : 0;
     unsigned char md[EVP_MAX_MD_SIZE];
     unsigned md_n = 0;
     pthread_attr_t attr;
     int rc = 0;
 
+    p.start = at > 0 ? (uint64_t)at : 0;
     if (digest && (!p.md || !EVP_DigestInit_ex(p.md, EVP_sha256(), NULL))) {
         EVP_MD_CTX_free(p.md);
         return hv_fail(e, HV_ENOMEM, "sha256: cannot start");

@@ -1,6 +1,6 @@
 #!/bin/sh
 # hv-weights import of a torch archive against cp of the same bytes on the same disk in the same run, and int8 quantization; the
-# archive is in the page cache. HIDDEN: hidden size of a transformer of full depth (1024: 2.9 GB, 3072: 26 GB, twice that on the disk).
+# archive is in the page cache. Twice: until the bytes are in the page cache, and until they are on the disk. HIDDEN: hidden size of a transformer of full depth (1024: 2.9 GB, 3072: 26 GB, twice that on the disk).
 # The fastest of RUNS.
 set -eu
 : "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${HIDDEN:=1024}" "${RUNS:=3}"
@@ -27,15 +27,20 @@ best() {
     echo "$fastest"
 }
 
-cp=$(best cp "$dir/m.pt" "$dir/z")
-import=$(best "$BIN/hv-weights" import -q --model transformer --config "$dir/config.json" "$dir/m.pt" "$dir/z.safetensors")
-int8=$(best "$BIN/hv-weights" import -q --quant int8 --modulation quant --model transformer --config "$dir/config.json" "$dir/m.pt" \
-    "$dir/z.safetensors")
-fp8=$(best "$BIN/hv-weights" import -q --quant fp8 --modulation quant --model transformer --config "$dir/config.json" "$dir/m.pt" \
-    "$dir/z.safetensors")
+# The same until what was written is on the disk.
+best_sync() { best sh -c '"$@" && sync "$0"/z*' "$dir" "$@"; }
+
+import="$BIN/hv-weights import -q --model transformer --config $dir/config.json"
 printf 'what\tGB_in\tseconds\tGB/s\tresident_MiB\tspeed_to_cp\n'
 row() { echo "$2" | awk -v w="$1" -v b="$bytes" -v c="${cp%% *}" '{ printf "%s\t%.2f\t%.2f\t%.2f\t%.0f\t%.2f\n", w, b / 1e9, $1, b / 1e9 / $1, $2, c / $1 }'; }
-row "cp" "$cp"
-row "import of a torch archive" "$import"
-row "the same, to int8" "$int8"
-row "the same, to fp8" "$fp8"
+for run in best best_sync; do
+    to=$([ $run = best ] && echo "to the page cache" || echo "to the disk")
+    cp=$($run cp "$dir/m.pt" "$dir/z")
+    row "cp, $to" "$cp"
+    # shellcheck disable=SC2086
+    row "import of a torch archive, $to" "$($run $import "$dir/m.pt" "$dir/z.safetensors")"
+    for q in int8 fp8; do
+        # shellcheck disable=SC2086
+        row "import to $q, $to" "$($run $import --quant $q --modulation quant "$dir/m.pt" "$dir/z.safetensors")"
+    done
+done
