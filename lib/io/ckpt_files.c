@@ -102,7 +102,8 @@ static int read_safetensors(struct hv_ckpt *c, struct ckpt_file *f, const char *
         f->fd = -1;
     }
     if (f->fd >= 0) {
-        f->data -= f->bytes ? (size_t)st.st_size - f->bytes : 0;        /* from the start of the file on */
+        if (f->data)
+            f->data -= (size_t)st.st_size - f->bytes;                   /* from the start of the file on */
         f->bytes = (size_t)st.st_size;
     }
     return add_safetensors(c, f, e);
