@@ -30,6 +30,7 @@ GOLD_SRC := $(sort $(wildcard tests/golden/*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
 GPU_SRC  := $(sort $(wildcard tests/gpu/*.c))
+HELP_SRC := $(sort $(wildcard tests/helper/*.c))
 CUDA_SRC := $(sort $(wildcard kernels/cuda/*.cu))
 
 NVCC ?= $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
@@ -51,7 +52,7 @@ CPPFLAGS += -Ilib -I. -D_POSIX_C_SOURCE=200809L
 # Contraction is off so that one source gives one result: where a fused multiply-add is wanted it is written.
 CFLAGS   += -std=c11 $(OPT) $(WARN) -fopenmp -ffp-contract=off -fno-math-errno -pthread $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 LDFLAGS  += -fopenmp -pthread $(if $(SAN),-fsanitize=$(SAN))
-LDLIBS   += -lsndfile -lsoxr -lpng -ljpeg -lpcre2-8 -ljansson -lcrypto -lm
+LDLIBS   += -lsndfile -lsoxr -lpng -ljpeg -lpcre2-8 -ljansson -lcrypto -lz -lm
 AVX2     := -mavx2 -mfma -mf16c
 AVX512   := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c
 simd      = $(if $(findstring _avx512.c,$<),$(AVX512),$(if $(findstring _avx2.c,$<),$(AVX2)))
@@ -77,10 +78,12 @@ UNIT_BIN := $(UNIT_SRC:%.c=$(BUILD)/%)
 FUZZ_BIN := $(FUZZ_SRC:%.c=$(BUILD)/%)
 BENCH_BIN := $(BENCH_SRC:%.c=$(BUILD)/%)
 GPU_BIN  := $(GPU_SRC:%.c=$(BUILD)/%)
+HELP_BIN := $(HELP_SRC:%.c=$(BUILD)/%)
 GOLD_BIN := $(BUILD)/tests/golden/golden
 C_OBJ    := $(filter %.o,$(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach t,$(TOOLS),$(patsubst %.c,$(BUILD)/%.o,$(wildcard tools/$(t)/*.c))) \
             $(UNIT_SRC:%.c=$(BUILD)/%.o) $(GOLD_SRC:%.c=$(BUILD)/%.o) $(FUZZ_SRC:%.c=$(BUILD)/%.o) $(BENCH_SRC:%.c=$(BUILD)/%.o) \
-            $(GPU_SRC:%.c=$(BUILD)/%.o) $(BUILD)/tests/unit/ref_ops.o $(BUILD)/tests/fuzz/replay.o)
+            $(HELP_SRC:%.c=$(BUILD)/%.o) $(GPU_SRC:%.c=$(BUILD)/%.o) \
+            $(BUILD)/tests/unit/ref_ops.o $(BUILD)/tests/fuzz/replay.o)
 
 all: $(BIN) ## the programs, in build/bin
 
@@ -129,6 +132,10 @@ $(BENCH_BIN): $(BUILD)/%: $(BUILD)/%.o $(LIB)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -lopenblas -o $@
 
+$(HELP_BIN): $(BUILD)/%: $(BUILD)/%.o $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
+
 $(GOLD_BIN): $(GOLD_SRC:%.c=$(BUILD)/%.o) $(LIB)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
@@ -156,7 +163,7 @@ deps: $(BUILD)/deps ## install the libraries and programs that are missing
 demo: all ## build, render the example portrait with a synthetic tiny model, say where the MP4 is
 	$(Q)BIN=$(abspath $(BUILD)/bin) OUT=$(BUILD)/demo examples/demo.sh
 
-test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) ## build and run every test; the last line counts them
+test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) $(HELP_BIN) ## build and run every test; the last line counts them
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/run.sh
 
 check: test ## the same
@@ -170,11 +177,39 @@ bench-gpu: all ## time and memory of the full-size transformer on a GPU beside P
 golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
 	$(Q)$(GOLD_BIN) --bin $(BUILD)/bin $(GOLDEN)
 
-bench: all $(BENCH_BIN) ## time operations and stages against OpenBLAS in the same run
+bench: all $(BENCH_BIN) $(HELP_BIN) ## time operations and stages against OpenBLAS in the same run
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/bench/run.sh
 
-fuzz: $(FUZZ_BIN) ## mutate the corpora for FUZZ_SECONDS (60) a target; use SAN=address,undefined
-	$(Q)for t in $(FUZZ_BIN); do $$t --seconds $${FUZZ_SECONDS:-60} tests/fuzz/corpus/$$(basename $$t | sed s/fuzz_//) || exit 1; done
+# With clang: libFuzzer and the sanitizers, on objects of their own, whose loops are the scalar ones. Without: our own mutations (use SAN=address,undefined).
+CLANG    ?= $(shell command -v clang 2>/dev/null)
+FUZZ     ?= $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%)
+LF       := $(BUILD)/libfuzzer
+LF_FLAGS := -std=c11 -O1 -g -w -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread \
+            -ffp-contract=off -fno-math-errno -idirafter $(shell $(CC) -print-file-name=include) '-D__builtin_cpu_supports(x)=0'
+LF_BIN   := $(FUZZ:%=$(LF)/fuzz_%)
+
+$(LF)/%.o: %.c
+	$(call say,CLANG,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CLANG) $(CPPFLAGS) $(LF_FLAGS) -fsanitize=fuzzer-no-link $(simd) -MMD -MP -c $< -o $@
+
+$(LF)/libhv.a: $(LIB_SRC:%.c=$(LF)/%.o)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(LF_BIN): $(LF)/fuzz_%: $(LF)/tests/fuzz/fuzz_%.o $(LF)/libhv.a
+	$(call say,LD,$@)
+	$(Q)$(CLANG) -fsanitize=fuzzer,address,undefined -pthread $^ $(LDLIBS) -l:libgomp.so.1 -o $@
+
+-include $(LIB_SRC:%.c=$(LF)/%.d) $(FUZZ_SRC:%.c=$(LF)/%.d)
+
+ifneq ($(CLANG),)
+fuzz: $(LF_BIN) ## fuzz for FUZZ_SECONDS (60) a target, or only those of FUZZ="pt gguf"; libFuzzer with clang
+	$(Q)for t in $(FUZZ); do mkdir -p $(LF)/found/$$t && echo "== $$t" && $(LF)/fuzz_$$t -max_total_time=$${FUZZ_SECONDS:-60} -timeout=1 \
+	    -malloc_limit_mb=65 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(LF)/ $(LF)/found/$$t tests/fuzz/corpus/$$t || exit 1; done
+else
+fuzz: $(FUZZ_BIN)
+	$(Q)for t in $(FUZZ); do $(BUILD)/tests/fuzz/fuzz_$$t --seconds $${FUZZ_SECONDS:-60} tests/fuzz/corpus/$$t || exit 1; done
+endif
 
 install: all ## programs and manual pages to PREFIX, below DESTDIR
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1

@@ -15,6 +15,7 @@ header  jpeglib.h         libjpeg-dev
 header  pcre2.h           libpcre2-dev
 header  jansson.h         libjansson-dev
 header  openssl/evp.h     libssl-dev
+header  zlib.h            zlib1g-dev
 header  cmocka.h          libcmocka-dev
 program gcc               gcc
 program ffmpeg            ffmpeg

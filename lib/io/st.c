@@ -169,6 +169,21 @@ static int parse_meta(const json_t *meta, struct hv_err *e)
     return 0;
 }
 
+/* Counts what the parser would make nodes of. Commas in names count, too: no file has so many. */
+static int check_values(const char *s, size_t n, struct hv_err *e)
+{
+    size_t objects = 0, values = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        objects += s[i] == '{';
+        values += s[i] == '{' || s[i] == '[' || s[i] == ',';
+    }
+    if (objects > HV_ST_OBJECTS || values > HV_ST_VALUES)
+        return hv_fail(e, HV_EINPUT, "header: %zu objects and %zu values, limits %d and %d", objects, values, HV_ST_OBJECTS,
+                       HV_ST_VALUES);
+    return 0;
+}
+
 static int parse(struct hv_in *in, struct hv_err *e)
 {
     const char *file = in->map ? in->map : in->heap, *key;
@@ -190,6 +205,8 @@ static int parse(struct hv_in *in, struct hv_err *e)
     in->data_bytes = in->bytes - 8 - n;
     if (!n || in->header[0] != '{')
         return hv_fail(e, HV_EINPUT, "not a safetensors file");
+    if (check_values(in->header, in->header_bytes, e))
+        return e->code;
     if (hv_json_parse(&in->root, in->header, in->header_bytes, 16, e))
         return hv_context(e, "header");
 
@@ -356,10 +373,53 @@ void hv_in_advise(const struct hv_in *in, uint64_t begin, uint64_t end, int want
 
 /* ---- scanning ---- */
 
+/* 1 if a block of 1024 numbers holds one whose exponent is all ones. Lanes of fixed length become vectors. */
+static int block_is_bad16(const char *p, uint16_t exponent)
+{
+    uint16_t v[64], worst[64] = {0}, max = 0;
+
+    for (int i = 0; i < 1024; i += 64) {
+        memcpy(v, p + 2 * i, sizeof v);
+        for (int k = 0; k < 64; k++) {
+            const uint16_t x = (uint16_t)(v[k] & exponent);
+            worst[k] = x > worst[k] ? x : worst[k];
+        }
+    }
+    for (int k = 0; k < 64; k++)
+        max = worst[k] > max ? worst[k] : max;
+    return max == exponent;
+}
+
+static int block_is_bad32(const char *p)
+{
+    uint32_t v[32], worst[32] = {0}, max = 0;
+
+    for (int i = 0; i < 1024; i += 32) {
+        memcpy(v, p + 4 * i, sizeof v);
+        for (int k = 0; k < 32; k++) {
+            const uint32_t x = v[k] & 0x7f800000;
+            worst[k] = x > worst[k] ? x : worst[k];
+        }
+    }
+    for (int k = 0; k < 32; k++)
+        max = worst[k] > max ? worst[k] : max;
+    return max == 0x7f800000;
+}
+
 static int64_t scan_block(hv_dtype t, const char *p, size_t n)
 {
     float buf[1024];
 
+    if (n == 1024 && (t == HV_BF16 || t == HV_F16) && !block_is_bad16(p, t == HV_BF16 ? 0x7f80 : 0x7c00))
+        return -1;
+    if (n == 1024 && t == HV_F32 && !block_is_bad32(p))
+        return -1;
+    if (t == HV_F8_E4M3 || t == HV_F8_E5M2) {
+        for (size_t i = 0; i < n; i++)
+            if (t == HV_F8_E4M3 ? (p[i] & 0x7f) == 0x7f : (p[i] & 0x7c) == 0x7c)
+                return (int64_t)i;
+        return -1;
+    }
     if (t == HV_F64) {
         for (size_t i = 0; i < n; i++) {
             uint64_t u;
@@ -372,15 +432,6 @@ static int64_t scan_block(hv_dtype t, const char *p, size_t n)
     if (t != HV_F32)
         hv_to_f32(buf, t, p, n);
     const char *f = t == HV_F32 ? p : (const char *)buf;
-    uint32_t worst = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u;
-        memcpy(&u, f + 4 * i, 4);
-        u &= 0x7f800000;
-        worst = u > worst ? u : worst;
-    }
-    if (worst != 0x7f800000)
-        return -1;
     for (size_t i = 0; i < n; i++) {
         uint32_t u;
         memcpy(&u, f + 4 * i, 4);

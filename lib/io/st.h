@@ -13,7 +13,7 @@
  *
  * A mapped file that is cut short while it is read ends the program: core/mapped.h.
  *
- * Layout: u64 little-endian n, n bytes of JSON, data. The reader trusts nothing: it refuses headers over 16 MiB, names
+ * Layout: u64 little-endian n, n bytes of JSON, data. The reader trusts nothing: it refuses headers over 16 MiB or of very many values, names
  * twice, unknown dtypes, shapes whose product overflows, and spans that do not tile the data exactly. */
 #ifndef HV_ST_H
 #define HV_ST_H
@@ -30,6 +30,8 @@ extern "C" {
 
 #define HV_ST_DIMS   8
 #define HV_ST_HEADER ((size_t)16 << 20)
+#define HV_ST_OBJECTS 100000            /* in a header, and values: what they take in memory is many times their text */
+#define HV_ST_VALUES  300000
 
 struct hv_entry {
     const char *name;
@@ -80,6 +82,9 @@ struct hv_out_entry {
     int64_t   shape[HV_ST_DIMS];
     const void *data;                   /* borrowed, or owned when `owned`; NULL: produced while writing */
     void     *owned;
+    int       copied;                   /* its bytes are those of file `fd` from `at` on */
+    int       fd;
+    uint64_t  at;
 };
 
 struct hv_out {
@@ -114,6 +119,10 @@ int hv_out_write(struct hv_out *o, const char *path, struct hv_err *e);
 typedef int hv_produce_fn(void *ctx, int i, uint64_t offset, void *buf, size_t n, struct hv_err *e);
 int hv_out_produce(struct hv_out *o, const char *path, size_t block, hv_produce_fn *produce, void *ctx,
                    struct hv_err *e);
+
+/* Says that the bytes of declared entry i are those of an open file from an offset on: the system copies them, without a way
+ * through this process. `produce` is still asked for them, for the digest and what it checks. */
+void hv_out_copied(struct hv_out *o, int i, int fd, uint64_t at);
 
 void hv_out_close(struct hv_out *o);
 

@@ -21,6 +21,9 @@
 #define META_MAX ((int)(sizeof ((struct hv_out *)0)->meta / sizeof(char *) / 2))
 #define SHA_KEY  "hv.sha256"
 #define SHA_HEX  64
+#define STACK    ((size_t)256 << 10)
+#define FLUSH    ((uint64_t)32 << 20)
+#define RING     4                       /* blocks that exist at a time */
 
 void hv_out_meta(struct hv_out *o, const char *key, const char *fmt, ...)
 {
@@ -70,6 +73,13 @@ void hv_out_declare(struct hv_out *o, const char *name, hv_dtype t, int ndim, co
         o->n++;
     else
         o->fault = 1;
+}
+
+void hv_out_copied(struct hv_out *o, int i, int fd, uint64_t at)
+{
+    o->entry[i].copied = 1;
+    o->entry[i].fd = fd;
+    o->entry[i].at = at;
 }
 
 void hv_out_add(struct hv_out *o, const char *name, hv_tensor t)
@@ -189,115 +199,195 @@ static int write_all(int fd, const void *data, size_t n, struct hv_err *e)
     return 0;
 }
 
-/* One block on its way out: the producer fills it while the writer thread writes and digests the one before. */
+/* Blocks on their way out: while the producer makes the next one, one thread writes and another digests those before, each at
+ * its own pace. */
+struct block {
+    const void *data;
+    size_t      n;
+    int         source;                 /* the block is in this file, too, at `at`; -1: it is not */
+    uint64_t    at;
+    int         users;                  /* consumers that are not done with it */
+};
+
+struct consumer {
+    struct pipe2 *pipe;
+    int         (*use)(struct pipe2 *p, const struct block *b, struct hv_err *e);
+    pthread_t     thread;
+    uint64_t      next;                 /* block that it takes next */
+    int           failed;
+    struct hv_err err;
+};
+
 struct pipe2 {
     int             fd;
+    int             regular;            /* fd is a file: bytes may be copied into it */
+    uint64_t        start, written, flushed;    /* where the data begins; bytes of it */
     EVP_MD_CTX     *md;                 /* NULL: no digest */
     pthread_mutex_t lock;
     pthread_cond_t  changed;
-    const void     *block;              /* handed over, not yet written */
-    size_t          n;
+    struct consumer consumer[2];
+    int             consumers;
+    struct block    block[RING];
+    uint64_t        head;               /* blocks handed over so far */
     int             done, failed;
-    struct hv_err   err;
 };
 
-static void *writer(void *arg)
+/* From file to file in the kernel, as far as the two file systems allow it. Nothing is lost when they do not. */
+static size_t copy_range(int to, int from, uint64_t at, size_t n)
 {
-    struct pipe2 *p = arg;
+    off_t offset = (off_t)at;
+    size_t done = 0;
+
+    while (done < n) {
+        const ssize_t put = copy_file_range(from, &offset, to, NULL, n - done, 0);
+        if (put <= 0)
+            break;
+        done += (size_t)put;
+    }
+    return done;
+}
+
+static int use_write(struct pipe2 *p, const struct block *b, struct hv_err *e)
+{
+    const size_t done = b->source >= 0 ? copy_range(p->fd, b->source, b->at, b->n) : 0;
+
+    if (write_all(p->fd, (const char *)b->data + done, b->n - done, e))
+        return e->code;
+    p->written += b->n;
+    /* The disk begins now, while the digest, which is slower than the page cache, is still at work. */
+    if (p->regular && p->written - p->flushed >= FLUSH) {
+        (void)sync_file_range(p->fd, (off_t)(p->start + p->flushed), (off_t)(p->written - p->flushed), SYNC_FILE_RANGE_WRITE);
+        p->flushed = p->written;
+    }
+    return 0;
+}
+
+static int use_digest(struct pipe2 *p, const struct block *b, struct hv_err *e)
+{
+    return EVP_DigestUpdate(p->md, b->data, b->n) ? 0 : hv_fail(e, HV_EIO, "sha256 failed");
+}
+
+static void *consume(void *arg)
+{
+    struct consumer *c = arg;
+    struct pipe2 *p = c->pipe;
 
     pthread_mutex_lock(&p->lock);
     for (;;) {
-        while (!p->block && !p->done)
+        while (c->next == p->head && !p->done)
             pthread_cond_wait(&p->changed, &p->lock);
-        if (!p->block)
+        if (c->next == p->head)
             break;
-        const void *block = p->block;
-        const size_t n = p->n;
+        struct block *b = &p->block[c->next++ % RING];
         pthread_mutex_unlock(&p->lock);
-        int bad = write_all(p->fd, block, n, &p->err);
-        if (p->md && !bad && !EVP_DigestUpdate(p->md, block, n))
-            bad = hv_fail(&p->err, HV_EIO, "sha256 failed");
+        const int bad = c->failed ? 0 : c->use(p, b, &c->err);
         pthread_mutex_lock(&p->lock);
+        c->failed |= bad;
         p->failed |= bad;
-        p->block = NULL;
+        b->users--;
         pthread_cond_broadcast(&p->changed);
     }
     pthread_mutex_unlock(&p->lock);
     return NULL;
 }
 
-/* Waits until the block before is written, then hands this one over. Returns nonzero when a write has failed. */
-static int hand_over(struct pipe2 *p, const void *block, size_t n)
+/* Waits until the block's place in the ring is free, and its buffer with it. Returns nonzero when a consumer has failed. */
+static int wait_for_room(struct pipe2 *p)
 {
     pthread_mutex_lock(&p->lock);
-    while (p->block)
+    while (p->block[p->head % RING].users)
         pthread_cond_wait(&p->changed, &p->lock);
-    if (!p->failed) {
-        p->block = n ? block : NULL;
-        p->n = n;
-        pthread_cond_broadcast(&p->changed);
-    }
     const int failed = p->failed;
     pthread_mutex_unlock(&p->lock);
     return failed;
 }
 
+static void hand_over(struct pipe2 *p, const void *data, size_t n, int source, uint64_t at)
+{
+    pthread_mutex_lock(&p->lock);
+    p->block[p->head++ % RING] = (struct block){data, n, source, at, p->consumers};
+    pthread_cond_broadcast(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+}
+
 static int stream_entries(const struct hv_out *o, struct pipe2 *p, size_t block, hv_produce_fn *produce, void *ctx,
                           struct hv_err *e)
 {
-    char *buf[2] = {malloc(block), malloc(block)};
-    int turn = 0, rc = 0;
+    char *buf[RING] = {NULL};
+    int rc = 0;
 
-    if (!buf[0] || !buf[1])
-        rc = hv_fail(e, HV_ENOMEM, "out of memory for blocks of %zu bytes", block);
+    for (int k = 0; k < RING && produce; k++)
+        if (!(buf[k] = malloc(block)))
+            rc = hv_fail(e, HV_ENOMEM, "out of memory for blocks of %zu bytes", block);
     for (int i = 0; i < o->n && !rc; i++) {
         const struct hv_out_entry *s = &o->entry[i];
         const uint64_t total = entry_bytes(s);
         for (uint64_t at = 0; at < total && !rc; at += block) {
             const size_t n = total - at < block ? (size_t)(total - at) : block;
-            const void *src = s->data ? (const char *)s->data + at : buf[turn];
-            if (!s->data)
-                rc = produce(ctx, i, at, buf[turn], n, e);
-            if (!rc && hand_over(p, src, n))
+            if (wait_for_room(p)) {
                 rc = HV_EIO;
-            turn ^= 1;
+                break;
+            }
+            char *mine = buf[p->head % RING];
+            if (!s->data)
+                rc = produce(ctx, i, at, mine, n, e);
+            if (!rc)
+                hand_over(p, s->data ? (const char *)s->data + at : mine, n, s->copied && p->regular ? s->fd : -1, s->at + at);
         }
     }
-    if (hand_over(p, NULL, 0) && !rc)
+    /* The last blocks are in use until their users say otherwise. */
+    pthread_mutex_lock(&p->lock);
+    for (int k = 0; k < RING; k++)
+        while (p->block[k].users)
+            pthread_cond_wait(&p->changed, &p->lock);
+    if (p->failed && !rc)
         rc = HV_EIO;
-    free(buf[0]);
-    free(buf[1]);
+    pthread_mutex_unlock(&p->lock);
+    for (int k = 0; k < RING; k++)
+        free(buf[k]);
     return rc;
 }
 
-/* Runs the writer thread around stream_entries; fills hex with the digest when there is one. */
+/* Runs the threads around stream_entries; fills hex with the digest when there is one. */
 static int stream(const struct hv_out *o, int fd, int digest, char hex[SHA_HEX + 1], size_t block,
                   hv_produce_fn *produce, void *ctx, struct hv_err *e)
 {
-    struct pipe2 p = {.fd = fd, .md = digest ? EVP_MD_CTX_new() : NULL};
+    struct stat st;
+    struct pipe2 p = {.fd = fd, .md = digest ? EVP_MD_CTX_new() : NULL, .regular = !fstat(fd, &st) && S_ISREG(st.st_mode)};
+    const off_t at = p.regular ? lseek(fd, 0, SEEK_CUR) : 0;
     unsigned char md[EVP_MAX_MD_SIZE];
     unsigned md_n = 0;
-    pthread_t thread;
-    int rc;
+    pthread_attr_t attr;
+    int rc = 0;
 
+    p.start = at > 0 ? (uint64_t)at : 0;
     if (digest && (!p.md || !EVP_DigestInit_ex(p.md, EVP_sha256(), NULL))) {
         EVP_MD_CTX_free(p.md);
         return hv_fail(e, HV_ENOMEM, "sha256: cannot start");
     }
     pthread_mutex_init(&p.lock, NULL);
     pthread_cond_init(&p.changed, NULL);
-    if (pthread_create(&thread, NULL, writer, &p)) {
-        rc = hv_fail(e, HV_ENOMEM, "cannot start a thread");
-    } else {
-        rc = stream_entries(o, &p, block, produce, ctx, e);
-        pthread_mutex_lock(&p.lock);
-        p.done = 1;
-        pthread_cond_broadcast(&p.changed);
-        pthread_mutex_unlock(&p.lock);
-        pthread_join(thread, NULL);
-        if (p.failed)
-            rc = e->code ? e->code : hv_fail(e, p.err.code, "%s", p.err.msg);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK);
+    for (int i = 0; i < 1 + !!digest && !rc; i++) {
+        p.consumer[i] = (struct consumer){.pipe = &p, .use = i ? use_digest : use_write};
+        if (pthread_create(&p.consumer[i].thread, &attr, consume, &p.consumer[i]))
+            rc = hv_fail(e, HV_ENOMEM, "cannot start a thread");
+        else
+            p.consumers++;
     }
+    pthread_attr_destroy(&attr);
+    if (!rc)
+        rc = stream_entries(o, &p, block, produce, ctx, e);
+    pthread_mutex_lock(&p.lock);
+    p.done = 1;
+    pthread_cond_broadcast(&p.changed);
+    pthread_mutex_unlock(&p.lock);
+    for (int i = 0; i < p.consumers; i++)
+        pthread_join(p.consumer[i].thread, NULL);
+    for (int i = 0; i < p.consumers; i++)
+        if (p.consumer[i].failed)
+            rc = e->code ? e->code : hv_fail(e, p.consumer[i].err.code, "%s", p.consumer[i].err.msg);
     if (!rc && digest) {
         EVP_DigestFinal_ex(p.md, md, &md_n);
         for (unsigned i = 0; i < md_n && i < SHA_HEX / 2; i++)
@@ -355,6 +445,52 @@ static int write_special(const struct hv_out *o, const char *path, size_t block,
     return rc ? hv_context(e, "%s", path) : 0;
 }
 
+/* A file of path's folder that has no name yet: whatever kills the process, nothing is left of it. -1: there is no such thing
+ * here. */
+static int open_nameless(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char folder[HV_PATH];
+
+    if (snprintf(folder, sizeof folder, "%.*s", slash ? (int)(slash - path + 1) : 1, slash ? path : ".") >= (int)sizeof folder ||
+        access("/proc/self/fd", X_OK))
+        return -1;
+    return open(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+}
+
+/* Gives it the name, which takes two steps: only a rename replaces what is there. */
+static int name_it(int fd, const char *path, struct hv_err *e)
+{
+    char tmp[HV_PATH], self[64];
+    int other;
+
+    if (hv_temp_open(tmp, path, &other, e))
+        return e->code;
+    close(other);
+    snprintf(self, sizeof self, "/proc/self/fd/%d", fd);
+    if (unlink(tmp) || linkat(AT_FDCWD, self, AT_FDCWD, tmp, AT_SYMLINK_FOLLOW)) {
+        hv_fail(e, HV_EIO, "%s: link: %s", path, strerror(errno));
+        hv_temp_discard(tmp);
+        return e->code;
+    }
+    return hv_temp_commit(tmp, path, e);
+}
+
+static int write_nameless(const struct hv_out *o, int fd, const char *path, size_t block, hv_produce_fn *produce, void *ctx,
+                          struct hv_err *e)
+{
+    int rc = write_to(o, fd, o->digest, block, produce, ctx, e);
+
+    if (rc)
+        hv_context(e, "%s", path);
+    else
+        rc = name_it(fd, path, e);
+    /* The data is on its way to the disk under its name already: a failure to close is one to write. */
+    if (close(fd) && !rc)
+        rc = hv_fail(e, HV_EIO, "%s: close: %s", path, strerror(errno));
+    return rc;
+}
+
 int hv_out_produce(struct hv_out *o, const char *path, size_t block, hv_produce_fn *produce, void *ctx,
                    struct hv_err *e)
 {
@@ -373,6 +509,10 @@ int hv_out_produce(struct hv_out *o, const char *path, size_t block, hv_produce_
         return hv_context(e, "%s", path);
     if (!stat(path, &st) && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
         return write_special(o, path, block, produce, ctx, e);
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const int nameless = *base && (stat(path, &st) || !S_ISDIR(st.st_mode)) ? open_nameless(path) : -1;
+    if (nameless >= 0)
+        return write_nameless(o, nameless, path, block, produce, ctx, e);
     if (hv_temp_open(tmp, path, &fd, e))
         return e->code;
     rc = write_to(o, fd, o->digest, block, produce, ctx, e);

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16                /* inner loops of fixed length, which the compiler turns into vectors */
+#include "mem/quant_kernel.h"
 
 static uint32_t bits_of(float f)
 {
@@ -23,24 +23,29 @@ static float of_bits(uint32_t u)
     return f;
 }
 
+/* 2: AVX-512, 1: AVX2, 0: neither. */
+static int vectors(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        return 2;
+    return __builtin_cpu_supports("avx2") ? 1 : 0;
+#else
+    return 0;
+#endif
+}
+
 float hv_quant_scale(hv_dtype t, const float *w, size_t n)
 {
-    uint32_t lane[LANES] = {0}, max = 0;
-    size_t i = 0;
+    const int v = vectors();
+    uint32_t max = 0;
 
     assert(t == HV_I8 || t == HV_F8_E4M3);
-    /* The bits of |w| order as the numbers do, with Inf and NaN above all others. */
-    for (; i + LANES <= n; i += LANES)
-        for (int k = 0; k < LANES; k++) {
-            const uint32_t u = bits_of(w[i + (size_t)k]) & 0x7fffffff;
-            lane[k] = u > lane[k] ? u : lane[k];
-        }
-    for (; i < n; i++) {
+    for (size_t i = v == 2 ? hv_absmax_avx512(&max, w, n) : v ? hv_absmax_avx2(&max, w, n) : 0; i < n; i++) {
         const uint32_t u = bits_of(w[i]) & 0x7fffffff;
         max = u > max ? u : max;
     }
-    for (int k = 0; k < LANES; k++)
-        max = lane[k] > max ? lane[k] : max;
     if (max >= 0x7f800000)
         return NAN;
     return of_bits(max) / (t == HV_I8 ? 127.0f : 448.0f);
@@ -77,6 +82,7 @@ void hv_quant(hv_dtype t, void *q, const float *w, float scale, size_t n)
 {
     int8_t *i8 = q;
     uint8_t *f8 = q;
+    const int v = vectors();
     size_t i = 0;
 
     assert(t == HV_I8 || t == HV_F8_E4M3);
@@ -85,15 +91,11 @@ void hv_quant(hv_dtype t, void *q, const float *w, float scale, size_t n)
         return;
     }
     if (t == HV_I8) {
-        for (; i + LANES <= n; i += LANES)
-            for (size_t k = 0; k < LANES; k++)
-                i8[i + k] = to_i8(w[i + k] / scale);
+        i = v == 2 ? hv_quant_i8_avx512(q, w, scale, n) : v ? hv_quant_i8_avx2(q, w, scale, n) : 0;
         for (; i < n; i++)
             i8[i] = to_i8(w[i] / scale);
     } else {
-        for (; i + LANES <= n; i += LANES)
-            for (size_t k = 0; k < LANES; k++)
-                f8[i + k] = to_e4m3(w[i + k] / scale);
+        i = v == 2 ? hv_quant_e4m3_avx512(q, w, scale, n) : v ? hv_quant_e4m3_avx2(q, w, scale, n) : 0;
         for (; i < n; i++)
             f8[i] = to_e4m3(w[i] / scale);
     }

@@ -64,6 +64,14 @@ int face_config_parse(struct face_config *c, const json_t *config, struct hv_err
 /* Every tensor, folded, F32, in the order of use: model.{layer}.* */
 void face_weights(struct hv_wlist *l, const struct face_config *c);
 
+#define FACE_BN_EPS 1e-3        /* of every batch norm of the family */
+
+/* Batch norm behind a convolution of n channels, folded into it: g = gamma / sqrt(var + eps); the weights of channel i are
+ * multiplied by factor[i] = g, its bias becomes beta + (conv_bias - mean) g. conv_bias NULL: the convolution has none. In f64,
+ * rounded once. */
+void face_fold(float *factor, float *bias, const float *gamma, const float *beta, const float *mean, const float *var,
+               const float *conv_bias, double eps, int64_t n);
+
 /* The picture goes in without bars: its short side becomes input_size, both are rounded up to multiples of 32. */
 void face_input_size(const struct face_config *c, int width, int height, int *w1, int *h1);
 

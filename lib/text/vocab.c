@@ -103,7 +103,7 @@ static int grow(struct hv_vocab *v, size_t n)
         for (int32_t k = 0; k < v->n_sym; k++)
             index_put(v, k);
     }
-    if (v->cap_bytes - v->n_bytes < n) {
+    if (!v->bytes || v->cap_bytes - v->n_bytes < n) {
         const size_t cap = 2 * v->cap_bytes + n + 4096;
         char *p = realloc(v->bytes, cap);
         if (!p)

@@ -14,3 +14,5 @@ echo "# memory"
 sh tests/bench/memory.sh
 echo "# weights"
 sh tests/bench/weights.sh
+echo "# import"
+sh tests/bench/import.sh

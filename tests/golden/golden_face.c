@@ -438,6 +438,39 @@ static void net_run(struct net *n, struct hv_err *e)
     free(pred);
 }
 
+/* A convolution of 3x3, padded by 1, behind which the batch norm has been folded in. */
+static void fold_case(struct ctx *c)
+{
+    hv_tensor w, gamma, beta, mean, var, x, y;
+
+    if (!hv_in_find(c->in, "fold.weight") || !tensor(c, "fold.weight", &w) || !tensor(c, "fold.gamma", &gamma) ||
+        !tensor(c, "fold.beta", &beta) || !tensor(c, "fold.mean", &mean) || !tensor(c, "fold.var", &var) ||
+        !tensor(c, "fold.input", &x) || !tensor(c, "fold.output", &y))
+        return;
+    const int64_t out = w.shape[0], in = w.shape[1], k = w.shape[2], rows = x.shape[x.ndim - 2], cols = x.shape[x.ndim - 1];
+    float *factor = malloc((size_t)(2 * out) * sizeof *factor), *got = malloc((size_t)(out * rows * cols) * sizeof *got);
+
+    if (factor && got && hv_count(y) == out * rows * cols) {
+        face_fold(factor, factor + out, gamma.data, beta.data, mean.data, var.data, NULL, FACE_BN_EPS, out);
+        for (int64_t i = 0; i < out * rows * cols; i++) {
+            const int64_t o = i / (rows * cols), r = i / cols % rows, q = i % cols;
+            double sum = (double)factor[out + o];
+            for (int64_t t = 0; t < in * k * k; t++) {
+                const int64_t yy = r + t / k % k - k / 2, xx = q + t % k - k / 2;
+                if (yy >= 0 && yy < rows && xx >= 0 && xx < cols)
+                    sum += (double)(((const float *)w.data)[o * in * k * k + t] * factor[o]) *
+                           (double)((const float *)x.data)[(t / (k * k) * rows + yy) * cols + xx];
+            }
+            got[i] = (float)sum;
+        }
+        golden_compare(c->g, c->name, "fold.output", hv_view(got, HV_F32, y.ndim, y.shape), y, 1e-4 * scale_of(y), COS);
+    } else {
+        golden_verdict(c->g, c->name, "fold.output", 0, "%d values", (int)hv_count(y));
+    }
+    free(factor);
+    free(got);
+}
+
 static void net_case(struct ctx *c, const char *path)
 {
     struct net n = {.c = c};
@@ -447,6 +480,7 @@ static void net_case(struct ctx *c, const char *path)
         golden_error(c->g, c->name, &e);
     else
         net_run(&n, &e);
+    fold_case(c);
     face_close(n.face);
     hv_weights_close(n.weights);
     hv_dev_close(n.dev);

@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "core/temp.h"
@@ -37,69 +36,83 @@ static void fault(struct report *r, const char *fmt, ...)
 
 /* ---- one file ---- */
 
-static int same_shape(const struct hv_entry *t, const struct hv_wspec *s)
+static int same_shape(const struct hv_ctensor *t, const struct hv_wspec *s)
 {
     return t->ndim == s->ndim && !memcmp(t->shape, s->shape, (size_t)s->ndim * sizeof s->shape[0]);
 }
 
-static void check_names(struct report *r, const struct hv_in *in, const struct hv_wlist *l, const char *kind)
+static void check_names(struct report *r, const struct hv_ckpt *c, const struct hv_wlist *l, const char *kind)
 {
-    char got[HV_ENTRY_STR], want[HV_ENTRY_STR];
+    char got[192], want[192];
 
     for (int i = 0; i < l->n; i++) {
         const struct hv_wspec *s = &l->w[i];
-        const struct hv_entry *t = hv_in_find(in, s->name);
-        if (!t) {
+        const struct hv_ctensor *t = hv_ckpt_find(c, s->name);
+        if (!t)
             fault(r, "%s is missing (%s)", s->name, kind);
-        } else if (!same_shape(t, s)) {
-            struct hv_entry expected = {.ndim = s->ndim};
-            memcpy(expected.shape, s->shape, sizeof s->shape);
-            fault(r, "%s is %s, expected %s", s->name, hv_entry_shape(t, got), hv_entry_shape(&expected, want));
-        } else if (t->ndim >= 2 && t->dtype != HV_F32 && t->dtype != HV_F16 && t->dtype != HV_BF16 && !scale_of(in, t)) {
+        else if (!same_shape(t, s))
+            fault(r, "%s is %s, expected %s", s->name, shape_text(got, t->ndim, t->shape), shape_text(want, s->ndim, s->shape));
+        else if (t->ndim >= 2 && t->dtype != HV_F32 && t->dtype != HV_F16 && t->dtype != HV_BF16 &&
+                 !(is_quantized(t->dtype) && t->scale))
             fault(r, is_quantized(t->dtype) ? "%s: %s without a fitting scale" : "%s: %s is no dtype of a matrix", s->name,
                   hv_dtype_name(t->dtype));
-        }
     }
 }
 
-static int count_extra(const struct hv_in *in, const struct hv_wlist *l)
+static int count_extra(const struct hv_ckpt *c, const struct hv_wlist *l)
 {
     int extra = 0;
 
-    for (int i = 0; i < hv_in_count(in); i++) {
-        const struct hv_entry *t = hv_in_entry(in, i);
-        const size_t n = strlen(t->name);
-        char base[1024];
-        snprintf(base, sizeof base, "%.*s", n > 6 && !strcmp(t->name + n - 6, ".scale") ? (int)(n - 6) : 0, t->name);
-        extra += !is_padding(t->name) && !hv_wlist_find(l, t->name) && !(*base && hv_wlist_find(l, base));
-    }
+    for (int i = 0; i < hv_ckpt_count(c); i++)
+        extra += !hv_wlist_find(l, hv_ckpt_at(c, i)->name);
     return extra;
 }
 
-/* NaN and Inf of one tensor, in parallel over blocks. */
-static int64_t count_bad(const struct hv_in *in, const struct hv_entry *t)
+struct count {
+    const struct hv_ckpt    *c;
+    const struct hv_ctensor *t;
+    size_t                   n;
+    int64_t                  bad;
+    struct failure           f;
+};
+
+static void count_chunk(void *ctx, int64_t k, struct worker *w)
 {
-    const size_t size = hv_dtype_size(t->dtype), n = (size_t)(t->end - t->begin) / size;
-    const int64_t chunks = (int64_t)((n + CHUNK - 1) / CHUNK);
-    const char *data = hv_in_data(in, t);
+    struct count *p = ctx;
+    const size_t size = hv_dtype_size(p->t->dtype), first = (size_t)k * CHUNK, len = p->n - first < CHUNK ? p->n - first : CHUNK;
+    char *data = scratch(w, CHUNK * size);
+    struct hv_err e = {0};
     int64_t bad = 0;
 
+    if (!data)
+        hv_fail(&e, HV_ENOMEM, "%s: out of memory", p->t->name);
+    else
+        hv_ckpt_read(p->c, p->t, first, len, data, &e);
+    for (size_t at = 0; !e.code && at < len;) {
+        const int64_t left = (int64_t)(len - at);
+        const int64_t hit = hv_first_nonfinite(hv_view(data + at * size, p->t->dtype, 1, &left));
+        if (hit < 0)
+            break;
+        bad++;
+        at += (size_t)hit + 1;
+    }
+    __atomic_fetch_add(&p->bad, bad, __ATOMIC_RELAXED);
+    if (e.code)
+        keep_first(&p->f, k, &e);
+}
+
+/* NaN and Inf of one tensor, in parallel over blocks. */
+static int count_bad(const struct hv_ckpt *c, const struct hv_ctensor *t, int64_t *bad, struct hv_err *e)
+{
+    struct count p = {.c = c, .t = t, .n = (size_t)hv_ctensor_count(t)};
+
+    *bad = 0;
     if (!hv_dtype_is_float(t->dtype))
         return 0;
-#pragma omp parallel for schedule(dynamic) if (chunks > 1) reduction(+ : bad)
-    for (int64_t k = 0; k < chunks; k++) {
-        size_t at = (size_t)k * CHUNK;
-        const size_t end = at + CHUNK < n ? at + CHUNK : n;
-        while (at < end) {
-            const int64_t left = (int64_t)(end - at);
-            const int64_t hit = hv_first_nonfinite(hv_view(data + at * size, t->dtype, 1, &left));
-            if (hit < 0)
-                break;
-            bad++;
-            at += (size_t)hit + 1;
-        }
-    }
-    return bad;
+    for_chunks((int64_t)((p.n + CHUNK - 1) / CHUNK), count_chunk, &p);
+    *bad = p.bad;
+    hv_ckpt_forget(c, t);
+    return p.f.e.code ? hv_fail(e, p.f.e.code, "%s", p.f.e.msg) : 0;
 }
 
 /* The file's hv.sha256 against its data. Returns 1 when there is one and it holds. */
@@ -130,9 +143,9 @@ static int check_digest(struct report *r, const struct hv_in *in)
     return ok && !strcmp(hex, want);
 }
 
-static void check_metadata(struct report *r, const struct hv_in *in, const struct hv_kind *kind)
+static void check_metadata(struct report *r, const struct hv_ckpt *c, const struct hv_kind *kind)
 {
-    const char *version = hv_in_meta(in, "hv.version"), *model = hv_in_meta(in, "hv.model");
+    const char *version = hv_ckpt_meta(c, "hv.version"), *model = hv_ckpt_meta(c, "hv.model");
 
     if (version && strcmp(version, "1"))
         fault(r, "hv.version is '%s', expected 1", version);
@@ -142,58 +155,71 @@ static void check_metadata(struct report *r, const struct hv_in *in, const struc
         fault(r, "hv.model is '%s', the config beside it is of a %s", model, kind->name);
 }
 
-static int check_file(struct report *r, const char *path, struct hv_err *e)
+/* A message without the path that the line begins with. */
+static const char *without_path(const char *msg, const char *path)
 {
-    struct hv_in *in = NULL;
-    struct hv_wlist list = {0};
-    struct hv_err why = {0};
-    const struct hv_kind *kind = NULL;
-    const int before = r->faults;
-    int sha = 0, extra = 0;
+    const size_t n = strlen(path);
 
-    r->path = path;
-    r->files++;
-    if (hv_in_open(&in, path, &why)) {
-        if (why.code == HV_EIO)
-            return hv_fail(e, HV_EIO, "%s", why.msg);
-        fault(r, "%s", strncmp(why.msg, path, strlen(path)) ? why.msg : why.msg + strlen(path) + 2);
-        return 0;
-    }
-    if (list_beside(path, &kind, &list, &why))
-        fault(r, "%s", why.msg);
-    check_metadata(r, in, kind);
-    if (kind && !why.code) {
-        check_names(r, in, &list, kind->name);
-        extra = count_extra(in, &list);
-    }
-    for (int i = 0; i < hv_in_count(in); i++) {
-        const struct hv_entry *t = hv_in_entry(in, i);
-        const int64_t bad = count_bad(in, t);
-        hv_in_advise(in, t->begin, t->end, 0);
+    return !strncmp(msg, path, n) && !strncmp(msg + n, ": ", 2) ? msg + n + 2 : msg;
+}
+
+static int check_values(struct report *r, const struct hv_ckpt *c, struct hv_err *e)
+{
+    for (int i = 0; i < hv_ckpt_count(c); i++) {
+        const struct hv_ctensor *t = hv_ckpt_at(c, i);
+        int64_t bad = 0;
+        if (count_bad(c, t, &bad, e))
+            return e->code;
         if (bad)
             fault(r, "%s: %lld NaN or Inf", t->name, (long long)bad);
     }
-    sha = check_digest(r, in);
-    if (r->faults == before) {
-        hv_print_safe(stdout, path);
-        printf(": ok: %d tensors, %.1f MB, %s%s%s", hv_in_count(in), (double)hv_in_bytes(in) / 1e6,
-               kind ? kind->name : "no config beside it: names not checked", kind ? " complete" : "",
-               sha ? ", digest holds" : ", no digest");
-        printf(extra ? ", %d tensors that are not used\n" : "\n", extra);
-    }
-    hv_wlist_close(&list);
-    hv_in_close(in);
     return 0;
 }
 
-/* ---- folders ---- */
-
-static int is_folder(const char *path)
+static int check_file(struct report *r, const char *path, struct hv_err *e)
 {
-    struct stat st;
+    struct hv_ckpt *c = NULL;
+    struct hv_wlist list = {0};
+    struct hv_err why = {0}, sum = {0};
+    const struct hv_ckpt_opts o = {.script = 1};        /* with its other shards and its map */
+    const struct hv_kind *kind = NULL;
+    const int before = r->faults;
+    int sha = 0, extra = 0, crc = 0;
 
-    return !stat(path, &st) && S_ISDIR(st.st_mode);
+    r->path = path;
+    r->files++;
+    if (hv_ckpt_open(&c, &path, 1, &o, &why)) {
+        if (why.code == HV_EIO)
+            return hv_fail(e, HV_EIO, "%s", why.msg);
+        fault(r, "%s", without_path(why.msg, path));
+        return 0;
+    }
+    if (hv_ckpt_verify(c, &crc, &sum))
+        fault(r, "%s", without_path(sum.msg, path));
+    const struct hv_in *in = hv_ckpt_in(c);
+    sha = in ? check_digest(r, in) : 0;
+    const int stored = hv_ckpt_count(c);
+    if (list_beside(path, &kind, &list, &why) || hv_ckpt_resolve(c, &why))
+        fault(r, "%s", without_path(why.msg, path));
+    check_metadata(r, c, kind);
+    if (kind && !why.code) {
+        check_names(r, c, &list, kind->name);
+        extra = count_extra(c, &list);
+    }
+    int rc = check_values(r, c, e);
+    if (!rc && r->faults == before) {
+        hv_print_safe(stdout, path);
+        printf(": ok: %d tensors, %.1f MB, %s%s%s", stored, (double)hv_ckpt_bytes(c) / 1e6,
+               kind ? kind->name : "no config beside it: names not checked", kind ? " complete" : "",
+               sha ? ", digest holds" : crc ? ", checksums hold" : ", no digest");
+        printf(extra ? ", %d tensors that are not used\n" : "\n", extra);
+    }
+    hv_wlist_close(&list);
+    hv_ckpt_close(c);
+    return rc;
 }
+
+/* ---- folders ---- */
 
 /* A part is a folder with a config.json of a known network: its model.safetensors must be there. */
 static int check_folder(struct report *r, const char *dir, int depth, struct hv_err *e)

@@ -1,4 +1,4 @@
-/* hv-weights diff: how far two packed files are apart, tensor by tensor, quantized matrices as what they stand for. */
+/* hv-weights diff: how far two checkpoints are apart, tensor by tensor, quantized matrices as what they stand for. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,72 +11,73 @@ struct gap {
     double aa, bb, ab, dd, max;
 };
 
-/* A scale belongs to its matrix; padding to nobody. */
-static int is_part(const struct hv_in *in, const struct hv_entry *t)
+struct pair {
+    const struct hv_ckpt    *a, *b;
+    const struct hv_ctensor *x, *y;
+    struct gap              *part;
+    size_t                   n;
+    struct failure           f;
+};
+
+static void compare_chunk(void *ctx, int64_t k, struct worker *w)
 {
-    const size_t n = strlen(t->name);
-    char base[1024];
+    struct pair *p = ctx;
+    const size_t at = (size_t)k * CHUNK, len = p->n - at < CHUNK ? p->n - at : CHUNK;
+    float *u = scratch(w, 2 * CHUNK * sizeof *u), *v = u ? u + CHUNK : NULL;
+    struct gap *g = &p->part[k];
+    struct hv_err e = {0};
 
-    if (is_padding(t->name))
-        return 1;
-    if (n <= 6 || strcmp(t->name + n - 6, ".scale"))
-        return 0;
-    snprintf(base, sizeof base, "%.*s", (int)(n - 6), t->name);
-    const struct hv_entry *owner = hv_in_find(in, base);
-    return owner && scale_of(in, owner) == t;
-}
-
-static int is_bf16(const struct hv_in *in)
-{
-    const char *deq = hv_in_meta(in, "hv.deq");
-
-    return deq && !strcmp(deq, "bf16");
-}
-
-static int compare(const struct hv_in *a, const struct hv_entry *x, const struct hv_in *b, const struct hv_entry *y,
-                   struct gap *g)
-{
-    const size_t n = (size_t)(x->end - x->begin) / hv_dtype_size(x->dtype);
-    const int64_t chunks = (int64_t)((n + CHUNK - 1) / CHUNK);
-    struct gap *part = calloc((size_t)chunks + 1, sizeof *part);
-    int memory = !part;
-
-    /* One sum a chunk, added up in their order: the same digits for any number of threads. */
-#pragma omp parallel for schedule(dynamic) if (chunks > 1)
-    for (int64_t k = 0; k < chunks; k++) {
-        const size_t at = (size_t)k * CHUNK, len = n - at < CHUNK ? n - at : CHUNK;
-        float *u = malloc(2 * CHUNK * sizeof *u);
-        if (!u || !part) {
-#pragma omp atomic write
-            memory = 1;
-            free(u);
-            continue;
-        }
-        float *v = u + CHUNK;
-        load_f32(u, a, x, scale_of(a, x), is_bf16(a), at, len);
-        load_f32(v, b, y, scale_of(b, y), is_bf16(b), at, len);
-        for (size_t i = 0; i < len; i++) {
-            const double p = u[i], q = v[i], d = fabs(p - q);
-            part[k].aa += p * p;
-            part[k].bb += q * q;
-            part[k].ab += p * q;
-            part[k].dd += d * d;
-            if (!(d <= part[k].max))
-                part[k].max = d;
-        }
-        free(u);
+    if (!u)
+        hv_fail(&e, HV_ENOMEM, "%s: out of memory", p->x->name);
+    else if (!hv_ckpt_read_f32(p->a, p->x, at, len, u, &e))
+        hv_ckpt_read_f32(p->b, p->y, at, len, v, &e);
+    for (size_t i = 0; !e.code && i < len; i++) {
+        const double q = u[i], r = v[i], d = fabs(q - r);
+        g->aa += q * q;
+        g->bb += r * r;
+        g->ab += q * r;
+        g->dd += d * d;
+        if (!(d <= g->max))
+            g->max = d;
     }
+    if (e.code)
+        keep_first(&p->f, k, &e);
+}
+
+static int compare(const struct hv_ckpt *a, const struct hv_ctensor *x, const struct hv_ckpt *b, const struct hv_ctensor *y,
+                   struct gap *g, struct hv_err *e)
+{
+    struct pair p = {.a = a, .b = b, .x = x, .y = y, .n = (size_t)hv_ctensor_count(x)};
+    const int64_t chunks = (int64_t)((p.n + CHUNK - 1) / CHUNK);
+
     *g = (struct gap){0};
-    for (int64_t k = 0; k < chunks && !memory; k++) {
-        g->aa += part[k].aa;
-        g->bb += part[k].bb;
-        g->ab += part[k].ab;
-        g->dd += part[k].dd;
-        if (!(part[k].max <= g->max))
-            g->max = part[k].max;
+    p.part = calloc((size_t)chunks + 1, sizeof *p.part);
+    if (!p.part)
+        return hv_fail(e, HV_ENOMEM, "%s: out of memory", x->name);
+    /* One sum a chunk, added up in their order: the same digits for any number of threads. */
+    for_chunks(chunks, compare_chunk, &p);
+    for (int64_t k = 0; k < chunks; k++) {
+        g->aa += p.part[k].aa;
+        g->bb += p.part[k].bb;
+        g->ab += p.part[k].ab;
+        g->dd += p.part[k].dd;
+        if (!(p.part[k].max <= g->max))
+            g->max = p.part[k].max;
     }
-    free(part);
-    return memory;
+    free(p.part);
+    hv_ckpt_forget(a, x);
+    hv_ckpt_forget(b, y);
+    return p.f.e.code ? hv_fail(e, p.f.e.code, "%s", p.f.e.msg) : 0;
+}
+
+static double relative(const struct gap *g)
+{
+    return g->dd > 0 || isnan(g->dd) ? sqrt(g->dd / g->aa) : 0;
+}
+
+static double cosine(const struct gap *g)
+{
+    return g->aa > 0 && g->bb > 0 ? g->ab / sqrt(g->aa * g->bb) : g->aa == g->bb ? 1 : 0;
 }
 
 static void print_name(const char *name)
@@ -86,10 +87,11 @@ static void print_name(const char *name)
     printf("%*s", width < 56 ? 56 - width : 1, "");
 }
 
-/* Returns 1 when the tensors differ by more than tol, -1: out of memory. */
-static int diff_tensor(const struct hv_in *a, const struct hv_entry *x, const struct hv_in *b, double tol)
+/* Returns 1 when the tensors differ by more than tol, -1: a failure in e. */
+static int diff_tensor(const struct hv_ckpt *a, const struct hv_ctensor *x, const struct hv_ckpt *b, double tol, struct gap *sum,
+                       struct hv_err *e)
 {
-    const struct hv_entry *y = hv_in_find(b, x->name);
+    const struct hv_ctensor *y = hv_ckpt_find(b, x->name);
     char sa[HV_ENTRY_STR], sb[HV_ENTRY_STR];
     struct gap g;
 
@@ -99,49 +101,60 @@ static int diff_tensor(const struct hv_in *a, const struct hv_entry *x, const st
         return 1;
     }
     if (x->ndim != y->ndim || memcmp(x->shape, y->shape, (size_t)x->ndim * sizeof x->shape[0])) {
-        printf("%s, %s\n", hv_entry_shape(x, sa), hv_entry_shape(y, sb));
+        printf("%s, %s\n", shape_text(sa, x->ndim, x->shape), shape_text(sb, y->ndim, y->shape));
         return 1;
     }
-    if (compare(a, x, b, y, &g))
+    if (compare(a, x, b, y, &g, e))
         return -1;
-    const double rel = g.dd > 0 || isnan(g.dd) ? sqrt(g.dd / g.aa) : 0;
-    const double cosine = g.aa > 0 && g.bb > 0 ? g.ab / sqrt(g.aa * g.bb) : g.aa == g.bb ? 1 : 0;
-    printf("%-7s %-7s  %9.3e  %9.3e  %.9f\n", hv_dtype_name(x->dtype), hv_dtype_name(y->dtype), g.max, rel, cosine);
-    return !(rel <= tol);
+    sum->aa += g.aa;
+    sum->bb += g.bb;
+    sum->ab += g.ab;
+    sum->dd += g.dd;
+    if (!(g.max <= sum->max))
+        sum->max = g.max;
+    printf("%-7s %-7s  %9.3e  %9.3e  %.9f\n", hv_dtype_name(x->dtype), hv_dtype_name(y->dtype), g.max, relative(&g), cosine(&g));
+    return !(relative(&g) <= tol);
 }
 
-static int diff_files(const char *const path[2], double tol, struct hv_err *e)
+static int open_resolved(struct hv_ckpt **c, const char *path, const struct hv_ckpt_opts *o, struct hv_err *e)
 {
-    struct hv_in *a = NULL, *b = NULL;
-    int rc = hv_in_open(&a, path[0], e), differ = 0, n = 0;
+    return hv_ckpt_open(c, &path, 1, o, e) || hv_ckpt_resolve(*c, e) ? e->code : 0;
+}
+
+static int diff_files(const char *const path[2], double tol, const struct hv_ckpt_opts *o, struct hv_err *e)
+{
+    struct hv_ckpt *a = NULL, *b = NULL;
+    struct gap sum = {0};
+    int rc = open_resolved(&a, path[0], o, e), differ = 0, n = 0;
 
     if (!rc)
-        rc = hv_in_open(&b, path[1], e);
+        rc = open_resolved(&b, path[1], o, e);
     if (!rc)
         printf("%-56s%-7s %-7s  %9s  %9s  %s\n", "tensor", "first", "second", "max abs", "relative", "cosine");
-    for (int i = 0; !rc && i < hv_in_count(a); i++) {
-        const struct hv_entry *x = hv_in_entry(a, i);
-        if (is_part(a, x))
-            continue;
-        const int d = diff_tensor(a, x, b, tol);
+    for (int i = 0; !rc && i < hv_ckpt_count(a); i++) {
+        const int d = diff_tensor(a, hv_ckpt_at(a, i), b, tol, &sum, e);
         n++;
         differ += d > 0;
         if (d < 0)
-            rc = hv_fail(e, HV_ENOMEM, "%s: out of memory", x->name);
+            rc = e->code;
     }
-    for (int i = 0; !rc && i < hv_in_count(b); i++) {
-        const struct hv_entry *y = hv_in_entry(b, i);
-        if (is_part(b, y) || hv_in_find(a, y->name))
+    for (int i = 0; !rc && i < hv_ckpt_count(b); i++) {
+        const char *name = hv_ckpt_at(b, i)->name;
+        if (hv_ckpt_find(a, name))
             continue;
-        print_name(y->name);
+        print_name(name);
         puts("only in the second");
         n++;
         differ++;
     }
+    if (!rc) {
+        print_name("all that are in both");
+        printf("%-7s %-7s  %9.3e  %9.3e  %.9f\n", "", "", sum.max, relative(&sum), cosine(&sum));
+    }
     if (!rc && differ)
         rc = hv_fail(e, HV_EDIFF, "%d of %d tensors differ by more than %g", differ, n, tol);
-    hv_in_close(a);
-    hv_in_close(b);
+    hv_ckpt_close(a);
+    hv_ckpt_close(b);
     return rc;
 }
 
@@ -149,11 +162,14 @@ int cmd_diff(int argc, char **argv, struct hv_err *e)
 {
     static struct hv_common c;
     static double tol;
+    static struct hv_ckpt_opts o;
     const struct hv_opt opts[] = {
-        {"tol", 0, HV_OPT_REAL, &tol, "R", "relative error that is no difference (default: 0)", 0, 1e30}, {0}
+        {"tol", 0, HV_OPT_REAL, &tol, "R", "relative error that is no difference (default: 0)", 0, 1e30},
+        {"key", 0, HV_OPT_STR, &o.key, "KEY", "where a torch archive has its tensors (default: module, model, ..)", 0, 0},
+        {0}
     };
     const struct hv_cli cli = {"hv-weights", "diff A B",
-                               "Compares packed weights: |a - b| / |a| and the cosine of each tensor, scales multiplied in.",
+                               "Compares weights of any format: |a - b| / |a| and the cosine of each tensor, with scales.",
                                opts, &c, 2, 2};
     int rc = hv_cli_parse(&cli, argc, argv, e);
 
@@ -162,5 +178,6 @@ int cmd_diff(int argc, char **argv, struct hv_err *e)
     if (rc)
         return rc;
     use_threads(&c);
-    return diff_files(c.operand, tol, e);
+    o.script = 1;
+    return diff_files(c.operand, tol, &o, e);
 }

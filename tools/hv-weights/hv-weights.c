@@ -4,34 +4,21 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "io/listing.h"
-
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv, struct hv_err *e);
 } commands[] = {
-    {"synth", cmd_synth}, {"list", cmd_list}, {"check", cmd_check}, {"quantize", cmd_quantize}, {"diff", cmd_diff},
+    {"synth", cmd_synth}, {"list", cmd_list}, {"check", cmd_check}, {"import", cmd_import},
+    {"quantize", cmd_quantize}, {"diff", cmd_diff},
 };
-
-int cmd_list(int argc, char **argv, struct hv_err *e)
-{
-    static int json;
-    static struct hv_common c;
-    const struct hv_opt opts[] = {{"json", 0, HV_OPT_FLAG, &json, NULL, "one JSON array, an object a file", 0, 0}, {0}};
-    const struct hv_cli cli = {"hv-weights", "list FILE...", "Lists tensors: name, dtype, shape, bytes.", opts, &c, 1, -1};
-    int rc = hv_cli_parse(&cli, argc, argv, e);
-
-    if (!rc)
-        rc = hv_cli_no_output(&c, "list", e);
-    return rc ? rc : hv_listing_files(stdout, c.operand, c.n_operands, json, 0, e);
-}
 
 /* The help of the program; that of a command is printed by the command. */
 static int general(int argc, char **argv, struct hv_err *e)
 {
     static struct hv_common c;
-    const struct hv_cli cli = {"hv-weights", "synth|list|check|quantize|diff ARGUMENT...",
-                               "Makes, lists, checks, quantizes and compares packed weights.\n\n"
+    const struct hv_cli cli = {"hv-weights", "import|synth|list|check|quantize|diff ARGUMENT...",
+                               "Imports, makes, lists, checks, quantizes and compares weights.\n\n"
+                               "  import CKPTS MODEL       the official download becomes a model folder; --model: one part\n"
                                "  synth CONFIG SEED OUT    synthetic weights of a config.json, or of a folder of parts\n"
                                "  list FILE...             name, dtype, shape and bytes of every tensor\n"
                                "  check FILE|FOLDER...     structure, names, shapes, NaN and Inf, digest\n"
@@ -41,7 +28,7 @@ static int general(int argc, char **argv, struct hv_err *e)
                                NULL, &c, 1, 1};
     const int rc = hv_cli_parse(&cli, argc, argv, e);
 
-    return rc ? rc : hv_fail(e, HV_EUSAGE, "'%s' is not a command: synth, list, check, quantize or diff", c.operand[0]);
+    return rc ? rc : hv_fail(e, HV_EUSAGE, "'%s' is not a command: import, synth, list, check, quantize or diff", c.operand[0]);
 }
 
 int main(int argc, char **argv)
@@ -57,5 +44,6 @@ int main(int argc, char **argv)
     }
     if (!found)
         general(argc > 2 ? 2 : argc, argv, &e);
+    pool_close();
     return hv_exit("hv-weights", &e);
 }

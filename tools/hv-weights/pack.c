@@ -1,4 +1,4 @@
-/* Order and alignment of a packed file, and how stored tensors are read. */
+/* Order and alignment of a packed file, and what the commands share. */
 #define _GNU_SOURCE
 #include <omp.h>
 #include <stdio.h>
@@ -9,7 +9,7 @@
 
 #include "core/temp.h"
 #include "hv-weights.h"
-#include "mem/quant.h"
+#include "io/listing.h"
 
 #define ALIGN 64
 
@@ -41,8 +41,10 @@ void pack_close(struct pack *k)
 {
     for (int i = 0; i < k->n; i++) {
         free(k->p[i].name);
+        free(k->p[i].made);
         if (k->p[i].role == QUANTIZED && k->p[i].scales) {
             free(k->p[i].scales->v);
+            free(k->p[i].scales->done);
             free(k->p[i].scales);
         }
     }
@@ -81,7 +83,7 @@ int pack_layout(struct pack *k, struct hv_out *out, struct hv_err *e)
     const int n = k->n;
     int pads = 0;
 
-    if (!k->fault)
+    if (n && !k->fault)
         qsort(k->p, (size_t)n, sizeof *k->p, by_class_and_rank);
     for (int i = 0; i < n && !k->fault; i++) {
         const uint64_t left = piece_bytes(&k->p[i]) % ALIGN;
@@ -126,36 +128,28 @@ int is_quantized(hv_dtype t)
     return t == HV_I8 || t == HV_F8_E4M3;
 }
 
-const struct hv_entry *scale_of(const struct hv_in *in, const struct hv_entry *t)
+const struct hv_kind *kind_of_ckpt(const struct hv_ckpt *c)
 {
-    const struct hv_entry *scale;
-    char name[1024];
+    const struct hv_kind *k = hv_kind_find(hv_ckpt_meta(c, "hv.model"));
 
-    if (!is_quantized(t->dtype) || t->ndim != 2 ||
-        snprintf(name, sizeof name, "%s.scale", t->name) >= (int)sizeof name)
-        return NULL;
-    scale = hv_in_find(in, name);
-    return scale && scale->dtype == HV_F32 && scale->ndim == 1 && scale->shape[0] == t->shape[0] ? scale : NULL;
+    for (int i = 0; i < hv_ckpt_count(c) && !k; i++)
+        k = hv_kind_of_tensor(hv_ckpt_at(c, i)->name);
+    return k;
 }
 
-void load_f32(float *dst, const struct hv_in *in, const struct hv_entry *t, const struct hv_entry *scale, int deq_bf16,
-              size_t first, size_t n)
+const char *base_name(const char *path)
 {
-    const char *data = hv_in_data(in, t);
-    const size_t size = hv_dtype_size(t->dtype);
+    const char *slash = strrchr(path, '/');
 
-    if (!scale) {
-        hv_to_f32(dst, t->dtype, data + first * size, n);
-        return;
-    }
-    const size_t cols = (size_t)t->shape[1];
-    for (size_t at = first; at < first + n;) {
-        const size_t row = at / cols, left = (row + 1) * cols - at, part = left < first + n - at ? left : first + n - at;
-        float s;
-        memcpy(&s, (const char *)hv_in_data(in, scale) + row * sizeof s, sizeof s);
-        hv_dequant(dst + (at - first), t->dtype, data + at * size, s, deq_bf16, part);
-        at += part;
-    }
+    return slash ? slash + 1 : path;
+}
+
+const char *shape_text(char buf[192], int ndim, const int64_t *shape)
+{
+    struct hv_entry t = {.ndim = ndim};
+
+    memcpy(t.shape, shape, (size_t)ndim * sizeof *shape);
+    return hv_entry_shape(&t, buf);
 }
 
 int pick_output(const struct hv_common *c, int operands, const char **path, struct hv_err *e)
@@ -172,6 +166,7 @@ void use_threads(const struct hv_common *c)
 {
     if (c->threads > 0)
         omp_set_num_threads((int)c->threads);
+    pool_threads(c->threads);
 }
 
 double seconds(void)

@@ -4,12 +4,9 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "core/temp.h"
 #include "hv-weights.h"
@@ -110,44 +107,6 @@ static int synth_part(const struct hv_cli *cli, const char *config, const char *
 
 /* ---- folders ---- */
 
-static int copy_file(const char *from, const char *to, struct hv_err *e)
-{
-    char tmp[HV_PATH], buf[65536];
-    int fd = -1, rc;
-    ssize_t n = 0;
-    const int in = open(from, O_RDONLY | O_CLOEXEC);
-
-    if (in < 0)
-        return hv_fail(e, HV_EIO, "%s: %s", from, strerror(errno));
-    if (hv_temp_open(tmp, to, &fd, e)) {
-        close(in);
-        return e->code;
-    }
-    while ((n = read(in, buf, sizeof buf)) > 0)
-        if (write(fd, buf, (size_t)n) != n)
-            break;
-    rc = n ? hv_fail(e, HV_EIO, "%s: %s", n < 0 ? from : to, strerror(errno)) : 0;
-    close(in);
-    if (close(fd) && !rc)
-        rc = hv_fail(e, HV_EIO, "%s: %s", to, strerror(errno));
-    if (!rc)
-        return hv_temp_commit(tmp, to, e);
-    hv_temp_discard(tmp);
-    return rc;
-}
-
-static int make_folder(const char *path, struct hv_err *e)
-{
-    return mkdir(path, 0777) && errno != EEXIST ? hv_fail(e, HV_EIO, "%s: %s", path, strerror(errno)) : 0;
-}
-
-static int is_folder(const char *path)
-{
-    struct stat st;
-
-    return !stat(path, &st) && S_ISDIR(st.st_mode);
-}
-
 /* Weights are made, not copied; everything else (configs, tokenizers) goes along. */
 static int is_weight_file(const char *name)
 {
@@ -158,11 +117,6 @@ static int is_weight_file(const char *name)
         if (n >= strlen(tails[i]) && !strcmp(name + n - strlen(tails[i]), tails[i]))
             return 1;
     return 0;
-}
-
-static int join(char path[HV_PATH], const char *dir, const char *name, struct hv_err *e)
-{
-    return snprintf(path, HV_PATH, "%s/%s", dir, name) < HV_PATH ? 0 : hv_fail(e, HV_EIO, "%s/%s: name too long", dir, name);
 }
 
 /* A folder of parts, or a part: a folder with a config.json. Its name tells the kind where it is the name of one. */
