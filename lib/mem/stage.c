@@ -95,7 +95,7 @@ static void *reader(void *arg)
         j->state = HV_JOB_READ;
         if (e.code)
             hv_fail(&s->error, e.code, "%s", e.msg);
-        pthread_cond_signal(&s->walk);
+        hv_stream_wake(s);
     }
     pthread_mutex_unlock(&s->mutex);
     free(scratch);

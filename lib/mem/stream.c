@@ -269,13 +269,15 @@ static void *walker(void *arg)
 
     pthread_mutex_lock(&s->mutex);
     while (!s->stop) {
+        const unsigned turns = s->turns;
         if (s->error.code || faulted(s->dev)) {
             pthread_cond_signal(&s->arrived);
             pthread_cond_wait(&s->walk, &s->mutex);
         } else if (s->in != s->out && s->job[s->out % HV_STREAM_JOBS].state == HV_JOB_READ) {
             issue(s);
         } else if (s->cur ? s->in - s->out == HV_STREAM_JOBS || !hv_stage_next(s) : !predict(s)) {
-            if (!s->error.code)
+            /* Locking a window leaves the mutex: a job may have been read, or the end have come, meanwhile. */
+            if (!s->error.code && s->turns == turns)
                 pthread_cond_wait(&s->walk, &s->mutex);
         }
     }
@@ -323,7 +325,7 @@ static struct hv_block *await(struct hv_stream *s, int g)
     pthread_mutex_lock(&s->mutex);
     go_to(s, g);
     s->wanted = g;
-    pthread_cond_signal(&s->walk);
+    hv_stream_wake(s);
     while (!s->error.code && !faulted(s->dev)) {
         if (s->items && s->item[s->first].group == g && !s->item[s->first].block->filling) {
             b = s->item[s->first].block;
@@ -340,7 +342,7 @@ static struct hv_block *await(struct hv_stream *s, int g)
     if (waited)
         s->stats.wait += now() - start;
     if (b)
-        pthread_cond_signal(&s->walk);                              /* one more may be predicted */
+        hv_stream_wake(s);                              /* one more may be predicted */
     pthread_mutex_unlock(&s->mutex);
     return b;
 }
@@ -397,7 +399,7 @@ void hv_stream_give(struct hv_weights *w, const char *name)
     pthread_mutex_lock(&s->mutex);
     b->given = 1;
     b->uses--;
-    pthread_cond_signal(&s->walk);
+    hv_stream_wake(s);
     pthread_mutex_unlock(&s->mutex);
 }
 
@@ -416,7 +418,7 @@ void hv_weights_next(struct hv_weights *w, const char *name)
             s->tail = last_group(s);
             break;
         }
-    pthread_cond_signal(&s->walk);
+    hv_stream_wake(s);
     pthread_mutex_unlock(&s->mutex);
 }
 
@@ -539,7 +541,7 @@ static void close_stream(struct hv_stream *s)
     hv_stage_stop(s);
     if (s->walking) {
         pthread_mutex_lock(&s->mutex);
-        pthread_cond_broadcast(&s->walk);
+        hv_stream_wake(s);
         pthread_mutex_unlock(&s->mutex);
         pthread_join(s->walker, NULL);
     }

@@ -90,6 +90,8 @@ struct hv_stream {
     void             **spare;           /* events that nobody waits for */
     int                spares, spare_cap, events;          /* events: that exist */
 
+    unsigned           turns;           /* times that the walker was woken: it waits only if nothing happened since it looked */
+
     /* The sequence: what was predicted and not yet taken. */
     struct { struct hv_block *block; int group, wrapped; } item[HV_STREAM_AHEAD];
     int                first, items;
@@ -121,9 +123,14 @@ struct hv_stream {
 
     /* Of the caller's thread alone. */
     struct hv_block  **held;            /* [groups] */
-    unsigned          *order;           /* [groups]: when it was taken */
-    unsigned           taken;
 };
+
+/* Something changed that the walker may wait for. With the mutex. */
+static inline void hv_stream_wake(struct hv_stream *s)
+{
+    s->turns++;
+    pthread_cond_broadcast(&s->walk);
+}
 
 /* ---- stream.c ---- */
 
