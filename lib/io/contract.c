@@ -30,7 +30,9 @@ const struct hv_key hv_contract[] = {
     {LATENT, "latents",         HV_F32, HV_NONE, 4, {"C", "f", "h", "w"},      0, "scaled latents, ready to decode"},
     {LATENT, "noise",           HV_F32, HV_NONE, 4, {"C", "f0", "h", "w"},     1, NOISE},
     {STATE,  "latents",         HV_F32, HV_NONE, 4, {"C", "f", "h", "w"},      0, "latents of a paused run"},
+    {STATE,  "state.step",      HV_I32, HV_NONE, 1, {"1"},                     0, "steps done"},
     {STATE,  "cache.*",         HV_F32, HV_BF16, -1, {NULL},                   1, "step caches of a paused run, by branch"},
+    {STATE,  "index.*",         HV_I32, HV_NONE, -1, {NULL},                   1, "what the step caches hold of which window"},
     {VIDEO,  "video",           HV_U8,  HV_NONE, 4, {"F", "H", "width", "3"},  0, "RGB frames (hv-decode -f st)"},
     {0}
 };

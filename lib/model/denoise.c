@@ -288,24 +288,49 @@ static int check(const struct denoise_job *j, struct hv_err *e)
     return 0;
 }
 
+/* Latents of the start: noise, or those of a state. */
+static void begin(struct loop *l)
+{
+    const struct denoise_job *j = l->j;
+    const int64_t plane = j->clip.frames * l->pixels;
+
+    if (j->first) {
+        memcpy(l->clip, j->start, (size_t)(l->channels * plane) * sizeof(float));
+        return;
+    }
+    for (int64_t c = 0; c < l->channels; c++)
+        memcpy(l->clip + c * plane, (const float *)j->noise.data + c * j->noise.stride[0], (size_t)plane * sizeof(float));
+    if (j->carry == FLOW_REFERENCE)
+        flow_round_f16(l->clip, (size_t)(l->channels * plane));
+}
+
+void denoise_result(const struct denoise_job *j, const float *clip, float *latents)
+{
+    const int64_t pixels = j->ref.shape[2] * j->ref.shape[3], plane = j->clip.frames * pixels, kept = j->clip.video * pixels;
+
+    for (int64_t c = 0; c < j->config->channels; c++)
+        memcpy(latents + c * kept, clip + c * plane, (size_t)kept * sizeof(float));
+}
+
 int denoise(struct dit *n, const struct denoise_job *j, float *latents, struct hv_err *e)
 {
     struct loop l = {.j = j, .channels = j->config->channels, .pixels = j->ref.shape[2] * j->ref.shape[3]};
-    const int64_t plane = j->clip.frames * l.pixels, kept = j->clip.video * l.pixels;
+    int stop = 0;
 
     if (check(j, e) || make(&l, n, j, e) || prepare(&l, e)) {
         unmake(&l);
         return e->code;
     }
-    for (int64_t c = 0; c < l.channels; c++)
-        memcpy(l.clip + c * plane, (const float *)j->noise.data + c * j->noise.stride[0], (size_t)plane * sizeof(float));
-    if (j->carry == FLOW_REFERENCE)
-        flow_round_f16(l.clip, (size_t)(l.channels * plane));
-    hv_dev_report(dit_device(n), "step", 0, j->steps);
-    for (int i = 0; i < j->steps && !step(&l, i, e); i++)
+    begin(&l);
+    hv_dev_report(dit_device(n), "step", j->first, j->steps);
+    for (int i = j->first; i < j->steps && !stop && !step(&l, i, e); i++) {
+        const struct denoise_now now = {.done = i + 1, .steps = j->steps, .clip = l.clip, .net = n,
+                                        .cached = i + 1 < j->steps && !j->full[i + 1]};
         hv_dev_report(dit_device(n), "step", i + 1, j->steps);
-    for (int64_t c = 0; c < l.channels && !e->code; c++)
-        memcpy(latents + c * kept, l.clip + c * plane, (size_t)kept * sizeof(float));
+        stop = j->done && j->done(j->done_ctx, &now);
+    }
+    if (!e->code)
+        denoise_result(j, l.clip, latents);
     unmake(&l);
     return e->code;
 }

@@ -200,7 +200,8 @@ static void note_saved(struct dit *n, const struct state *s)
 
     for (int64_t k = 0; k < n->s.frames; k++)
         n->saved.window[call->branch * n->s.clip_frames + call->frame[k]] = call->window;
-    n->saved.text[call->branch * n->s.windows + call->window] = s->text;
+    n->saved.text[call->branch * n->s.windows + call->window] = (int32_t)s->text;
+    n->saved.version++;
 }
 
 /* ---- rows that live on the host ----
@@ -1015,6 +1016,35 @@ void dit_face_tokens(float *m, hv_tensor face, const struct dit_config *c, const
             }
 }
 
+int dit_kept(const struct dit *n, struct dit_kept kept[DIT_KEPT])
+{
+    int count = 0;
+
+    if (!n->s.windows)
+        return 0;
+    kept[count++] = (struct dit_kept){"cache.step", dit_host(n, "step_cache")};
+    kept[count++] = (struct dit_kept){"index.window", hv_view(n->saved.window, HV_I32, 2, (const int64_t[]){n->s.branches, n->s.clip_frames})};
+    kept[count++] = (struct dit_kept){"index.text", hv_view(n->saved.text, HV_I32, 2, (const int64_t[]){n->s.branches, n->s.windows})};
+    return count;
+}
+
+uint64_t dit_kept_version(const struct dit *n)
+{
+    return n->saved.version;
+}
+
+int dit_kept_restored(struct dit *n, struct hv_err *e)
+{
+    for (int64_t i = 0; i < n->s.branches * n->s.clip_frames; i++)
+        if (n->saved.window[i] < -1 || n->saved.window[i] >= n->s.windows)
+            return hv_fail(e, HV_EINPUT, "step cache: window %d of %lld", n->saved.window[i], (long long)n->s.windows);
+    for (int64_t i = 0; i < n->s.branches * n->s.windows; i++)
+        if (n->saved.text[i] < 0 || n->saved.text[i] > n->s.text_rows)
+            return hv_fail(e, HV_EINPUT, "step cache: %d text rows of %lld", n->saved.text[i], (long long)n->s.text_rows);
+    n->saved.version++;
+    return 0;
+}
+
 /* ---- open, close ---- */
 
 static int rope_tables(struct dit *n, struct hv_err *e)
@@ -1068,7 +1098,13 @@ static int open_host(struct dit *n, struct hv_err *e)
     const size_t bytes = hv_plan_bytes(&n->host_plan) + 1;
 
     n->memory = n->dev->kind == HV_DRY ? malloc(bytes) : hv_dev_pin(n->dev, bytes, e);
-    return n->memory ? 0 : hv_fail(e, HV_ENOMEM, "host: out of memory: %zu MiB requested", bytes >> 20);
+    if (!n->memory)
+        return hv_fail(e, HV_ENOMEM, "host: out of memory: %zu MiB requested", bytes >> 20);
+    if (n->s.windows && n->dev->kind != HV_DRY) {       /* rows that nobody saves are zeros: a state is the same bytes each time */
+        const hv_tensor cache = dit_host(n, "step_cache");
+        memset(cache.data, 0, hv_nbytes(cache));
+    }
+    return 0;
 }
 
 static int open_stream(struct dit *n, const struct hv_stream_opts *given, struct hv_err *e)

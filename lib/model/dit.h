@@ -217,6 +217,18 @@ struct dit_call {
  * ahead). Returns the first failure of the device too. */
 int dit_forward(struct dit *n, const struct dit_call *call, int calls, enum dit_cache next, struct hv_err *e);
 
+/* What forwards keep for later ones, contiguous in host memory: for whoever puts a run aside and takes it up again. To take it up:
+ * fill the tensors with what they held, then call dit_kept_restored, which checks the indices (HV_EINPUT). version changes with
+ * every forward that saves; 0: nothing is kept. No copy is under way between forwards. */
+#define DIT_KEPT 4
+struct dit_kept {
+    const char *name;           /* "cache.step", "index.window", .. */
+    hv_tensor   t;
+};
+int      dit_kept(const struct dit *n, struct dit_kept kept[DIT_KEPT]);
+uint64_t dit_kept_version(const struct dit *n);
+int      dit_kept_restored(struct dit *n, struct hv_err *e);
+
 /* For tests and diagnosis: is given pieces of intermediates, named as in the goldens, with their place in the whole: row and
  * column. t is a tensor of the device, or of the host (its dev says), valid during the call. */
 typedef void dit_trace_fn(void *ctx, const char *name, int64_t row, int64_t col, hv_tensor t);

@@ -44,7 +44,8 @@ int64_t dit_rope_count(const struct dit_config *c, const struct dit_size *s);
 /* A row of the step cache's host store is one of these. */
 struct dit_saved {
     int32_t *window;                    /* [branches][clip_frames]: who saved the frame last; -1: nobody */
-    int64_t *text;                      /* [branches][windows]: text rows saved */
+    int32_t *text;                      /* [branches][windows]: text rows saved */
+    uint64_t version;                   /* forwards that saved; 0: nothing is kept */
 };
 
 /* Events of chunks in flight between host and device. */

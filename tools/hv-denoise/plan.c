@@ -83,6 +83,8 @@ int fit(struct fitted *f, const struct settings *s, const struct denoise_job *j,
         return e->code;
     f->seconds = is_cuda() ? dit_seconds(j->config, &f->size, &f->choice, &f->machine) : 0;
     denoise_host_rows(&f->host, j);
+    if (o.state)
+        hv_plan_add(&f->host, "state", HV_U8, 1, 1, (const int64_t[]){state_bytes(&f->host, j)});
     f->stream = s->stream;
     if (b.host)                                         /* what is left may be locked for weights */
         f->stream.host_budget = b.host > hv_plan_bytes(&f->host) ? b.host - hv_plan_bytes(&f->host) : 1;

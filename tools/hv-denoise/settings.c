@@ -157,6 +157,10 @@ int settings_read(struct settings *s, struct hv_err *e)
         return hv_fail(e, HV_EUSAGE, "--plan=%s: json, or nothing", o.plan);
     if (o.bench && *o.bench && strcmp(o.bench, "json"))
         return hv_fail(e, HV_EUSAGE, "--bench=%s: json, or nothing", o.bench);
+    if (!o.state && (o.resume || o.stop_after || o.state_every > 0))
+        return hv_fail(e, HV_EUSAGE, "--%s: without --state FILE there is none", o.resume ? "resume" : o.stop_after ? "stop-after" : "state-every");
+    if (o.state && (!*o.state || !strcmp(o.state, "-")))
+        return hv_fail(e, HV_EUSAGE, "--state '%s': a file is wanted", o.state);
     if (o.bench && o.plan)
         return hv_fail(e, HV_EUSAGE, "--plan and --bench: one of them");
     if (read_rng(s, e) || read_size(s, e) || read_words(s, e) || read_chunks(s, e))
