@@ -36,6 +36,13 @@ struct denoise_now {
 /* Called after each step. Not 0: the loop ends here. */
 typedef int denoise_done_fn(void *ctx, const struct denoise_now *now);
 
+/* Which steps are computed in full. LIST: job.full says, the others run the last block alone. MAG: job.full says, the others run no
+ * block; TEA: neither do those that each window decides to skip. */
+enum denoise_cache { DENOISE_LIST, DENOISE_MAG, DENOISE_TEA };
+
+/* Told of every decision of a window that is not by DENOISE_LIST. sum: TEA's, with the change of this step. */
+typedef void denoise_decided_fn(void *ctx, int step, int window, int full, double change, double sum);
+
 struct denoise_job {
     const struct dit_config *config;
     struct dit_text   text, negative;           /* negative is not read when guidance <= 1 */
@@ -48,7 +55,13 @@ struct denoise_job {
     int               steps;
     double            shift, guidance;          /* guidance <= 1: the conditional branch alone */
     enum flow_carry   carry;
-    const uint8_t    *full;                     /* [steps], of flow_full_steps */
+    const uint8_t    *full;                     /* [steps], of flow_full_steps or flow_mag_steps; TEA: all 1 */
+    enum denoise_cache cache;
+    double            threshold;                /* of TEA */
+    double           *change;                   /* TEA: [steps, clip.windows], what dit_probe said, 0 where it was not asked; those of
+                                                   the steps before `first` are read */
+    denoise_decided_fn *decided;                /* may be NULL */
+    void             *decided_ctx;
     int               first;                    /* steps done before: 0, or those of a state */
     const float      *start;                    /* then: its latents, [C, clip.frames, h, w]; what the network kept is restored */
     denoise_done_fn  *done;                     /* may be NULL */

@@ -53,6 +53,9 @@ case_of 'one window' "$short" 12 --cache scaled --carry reference
 case_of 'one window' "$short" 6 --cache 0-2 --guidance 1
 case_of 'two windows' "$sliding" 8 --cache 0-2,5
 case_of 'two windows' "$sliding" 12 --cache 0-10
+case_of 'one window' "$short" 10 --cache tea:0.3
+case_of 'two windows' "$sliding" 10 --cache tea:0.3
+case_of 'two windows' "$sliding" 10 --cache mag:2
 case_of 'one window' "$short" 5 --cache 0,2 --chunk-rows 100,70
 
 # ---- killed at random moments ----
@@ -102,6 +105,9 @@ killed() {
 killed 'one window' "$short" --steps 40 --cache none
 killed 'one window' "$short" --steps 40 --cache scaled
 killed 'two windows' "$sliding" --steps 20 --cache 0-8,12
+killed 'one window' "$short" --steps 30 --cache tea:0.3
+killed 'two windows' "$sliding" --steps 20 --cache tea:0.3
+killed 'two windows' "$sliding" --steps 20 --cache mag
 
 # ---- signals ----
 

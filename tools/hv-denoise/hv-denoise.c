@@ -24,7 +24,7 @@ static const struct hv_opt opts[] = {
     {"rng", 0, HV_OPT_STR, &o.rng, "KIND", "cuda[:SMxTPS] or cpu: torch's generators (default: cuda:108x2048)", 0, 0},
     {"noise", 0, HV_OPT_STR, &o.noise, "FILE", "take the starting noise from the tensor \"noise\" of FILE", 0, 0},
     {"keep-noise", 0, HV_OPT_FLAG, &o.keep_noise, NULL, "write the starting noise too", 0, 0},
-    {"cache", 0, HV_OPT_STR, &o.cache, "STEPS", "scaled, reference, none, or the full steps, as 0-15,20 (default: scaled)", 0, 0},
+    {"cache", 0, HV_OPT_STR, &o.cache, "STEPS", "scaled, reference, none, tea[:X], mag[:X], or the full steps, as 0-15,20", 0, 0},
     {"carry", 0, HV_OPT_STR, &o.carry, "KIND", "rounding of latents between steps: float32 or reference (default: float32)", 0, 0},
     {"state", 0, HV_OPT_STR, &o.state, "FILE", "after each step keep what is needed to go on in FILE", 0, 0},
     {"state-every", 0, HV_OPT_REAL, &o.state_every, "SECONDS", "write it at most that often (default: after each step)", 0, 1e9},
@@ -135,7 +135,18 @@ static void shapes_only(struct denoise_job *j, struct input *x, const struct set
     j->ref = hv_view(NULL, HV_F32, 4, (const int64_t[]){c->channels, FLOW_WINDOW, h, w});
 }
 
-static void fill_job(struct denoise_job *j, const struct input *x, const struct settings *s)
+static void say_decision(void *ctx, int step, int window, int full, double change, double sum)
+{
+    const struct settings *s = ctx;
+
+    if (s->cache == DENOISE_MAG)
+        hv_note_verbose(&cli, "step %d, window %d: %s", step, window, full ? "all blocks" : "none, by mag");
+    else
+        hv_note_verbose(&cli, "step %d, window %d: %s: input changed by %.3g, %.3g of %.3g", step, window, full ? "all blocks" : "none",
+                        change, sum, s->threshold);
+}
+
+static void fill_job(struct denoise_job *j, const struct input *x, struct settings *s)
 {
     j->config = &x->config;
     for (int i = 0; i < 4; i++) {
@@ -149,7 +160,13 @@ static void fill_job(struct denoise_job *j, const struct input *x, const struct 
     j->shift = o.shift;
     j->guidance = o.guidance;
     j->carry = s->carry;
+    if (s->cache == DENOISE_MAG)
+        s->threshold = flow_mag_steps(s->full, j->steps, s->speedup, 64 * j->ref.shape[2] * j->ref.shape[3]);
     j->full = s->full;
+    j->cache = s->cache;
+    j->threshold = s->threshold;
+    j->decided = say_decision;
+    j->decided_ctx = s;
 }
 
 /* The tensor "noise" of a file, [C, f, h, w] of any float dtype; a leading axis of 1 is taken off. */
@@ -332,6 +349,35 @@ void stamp(struct hv_out *out, const struct denoise_job *j, const struct input *
     hv_out_meta(out, "hv.carry", "%s", o.carry);
 }
 
+/* Which steps ran no blocks, and why: for mag the steps that did; for tea the change of each step after the first that could be
+ * skipped. Owned by the caller. */
+static char *decisions(const struct denoise_job *j)
+{
+    char *text = NULL, steps[6 * FLOW_STEPS_MAX];
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+
+    if (!f)
+        return NULL;
+    if (j->cache == DENOISE_MAG)
+        fprintf(f, "all blocks %s; threshold %g", steps_text(steps, sizeof steps, j->full, j->steps), j->threshold);
+    for (int64_t w = 0; w < j->clip.windows && j->cache == DENOISE_TEA; w++) {
+        double sum = 0;
+        fprintf(f, "%swindow %lld:", w ? "; " : "", (long long)w);
+        for (int i = 0; i < j->steps; i++) {
+            const double change = j->change[i * j->clip.windows + w];
+            const int skip = flow_tea_skips(&sum, i, j->steps, change, j->threshold);
+            if (i > flow_cache_start(j->steps) && i + 1 < j->steps)
+                fprintf(f, " %d %.17g %s", i, change, skip ? "none" : "all");
+        }
+    }
+    if (fclose(f)) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
 static int write_latents(const struct denoise_job *j, const struct input *x, const struct settings *s, const float *latents,
                          const char *model, struct hv_err *e)
 {
@@ -339,6 +385,12 @@ static int write_latents(const struct denoise_job *j, const struct input *x, con
     const int64_t shape[4] = {j->config->channels, j->clip.video, j->ref.shape[2], j->ref.shape[3]};
 
     stamp(&out, j, x, s, model, (int)o.steps);
+    if (j->cache != DENOISE_LIST) {
+        char *text = decisions(j);
+        hv_out_meta(&out, "hv.cache_log", "%s", text ? text : "");
+        out.fault |= !text;
+        free(text);
+    }
     hv_out_add(&out, "latents", hv_view(latents, HV_F32, 4, shape));
     if (o.keep_noise)
         hv_out_add(&out, "noise", j->noise);
@@ -353,7 +405,9 @@ static int run(struct denoise_job *j, struct input *x, struct settings *s, struc
     float *latents = NULL;
     int stopped = 0;
 
-    if (!(o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e)) && !state_open(st, j, x, s, e)) {
+    if (!(j->change = calloc((size_t)(j->steps * j->clip.windows), sizeof *j->change)))
+        hv_fail(e, HV_ENOMEM, "denoise: out of memory");
+    else if (!(o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e)) && !state_open(st, j, x, s, e)) {
         latents = malloc((size_t)(j->config->channels * j->clip.video * j->ref.shape[2] * j->ref.shape[3]) * sizeof *latents);
         if (!latents)
             hv_fail(e, HV_ENOMEM, "latents: out of memory");
@@ -367,6 +421,7 @@ static int run(struct denoise_job *j, struct input *x, struct settings *s, struc
     if (!state_close(st, e) && !stopped)
         write_latents(j, x, s, latents, model, e);
     free(latents);
+    free(j->change);
     return e->code;
 }
 

@@ -35,8 +35,13 @@ struct settings {
     int                   fp8;                  /* products of fp8 by fp8 */
     hv_dtype              weights;              /* of --weights-dtype: of a plan or bench without a model; HV_NONE: not given */
     struct hv_stream_opts stream;
+    enum denoise_cache    cache;
+    double                threshold, speedup;   /* of --cache tea and mag; mag's threshold follows from the size */
     uint8_t               full[FLOW_STEPS_MAX];
 };
+
+/* "0-13,16": the steps that are marked. Returns buf. */
+const char *steps_text(char *buf, size_t size, const uint8_t *full, int n);
 
 int settings_read(struct settings *s, struct hv_err *e);
 

@@ -60,8 +60,9 @@ struct state {
     int    failed;                      /* the last writing failed, and it was said */
     int    cached;                      /* the copy of the caches belongs to the copy */
     uint64_t version;
-    float *clip;
-    size_t clip_bytes;
+    float  *clip;
+    double *change;                     /* of the copy */
+    size_t  clip_bytes, change_bytes;
     struct copy kept[DIT_KEPT];
     int    n_kept;
 };
@@ -76,7 +77,7 @@ static double now(void)
 
 int64_t state_bytes(const struct hv_plan *host, const struct denoise_job *j)
 {
-    static const char *const rows[] = {"step_cache"};
+    static const char *const rows[] = {"step_cache", "probe_cache"};
     int64_t bytes = j->config->channels * j->clip.frames * j->ref.shape[2] * j->ref.shape[3] * (int64_t)sizeof(float);
 
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -157,6 +158,8 @@ static int write_state(const struct state *st, struct hv_err *e)
         hv_out_meta(&out, SEAL, "%s", hex);
         hv_out_add(&out, "latents", hv_view(st->clip, HV_F32, 4, shape));
         hv_out_add(&out, "state.step", hv_view(&step, HV_I32, 1, &one));
+        if (st->j->cache == DENOISE_TEA)
+            hv_out_add(&out, "tally.change", hv_view(st->change, HV_F64, 2, (const int64_t[]){st->j->steps, st->j->clip.windows}));
         for (int i = 0; i < st->n_kept && st->cached; i++) {
             hv_tensor t = st->kept[i].t;
             t.data = st->kept[i].data;
@@ -471,7 +474,10 @@ static int make_copy(struct state *st, const struct denoise_now *at)
 {
     if (!st->clip && !(st->clip = malloc(st->clip_bytes)))
         return 1;
+    if (!st->change && !(st->change = malloc(st->change_bytes)))
+        return 1;
     memcpy(st->clip, at->clip, st->clip_bytes);
+    memcpy(st->change, st->j->change, st->change_bytes);
     st->cached = at->cached && dit_kept_version(at->net);
     return st->cached ? copy_kept(st, at->net) : 0;
 }
@@ -514,6 +520,7 @@ int state_open(struct state *st, struct denoise_job *j, const struct input *x, c
     st->s = s;
     st->steps = j->steps;
     st->clip_bytes = (size_t)(j->config->channels * j->clip.frames * j->ref.shape[2] * j->ref.shape[3]) * sizeof(float);
+    st->change_bytes = (size_t)(j->steps * j->clip.windows) * sizeof(double);
     j->done = state_done;
     j->done_ctx = st;
     if (!o.state)
@@ -594,6 +601,12 @@ int state_fits(struct state *st, const char *model, const struct fitted *f, cons
     snprintf(st->device, sizeof st->device, "%s", info->name);
     if (st->from > st->j->steps || !(t = hv_in_find(st->in, "latents")) || t->dtype != HV_F32 || t->end - t->begin != st->clip_bytes)
         return hv_fail(e, HV_EINPUT, "%s: latents that are not this run's", o.state);
+    if (st->j->cache == DENOISE_TEA) {
+        const struct hv_entry *c = hv_in_find(st->in, "tally.change");
+        if (!c || c->dtype != HV_F64 || c->end - c->begin != st->change_bytes)
+            return hv_fail(e, HV_EINPUT, "%s: tally.change is not this run's", o.state);
+        memcpy(st->j->change, hv_in_data(st->in, c), st->change_bytes);
+    }
     if (!(st->clip = malloc(st->clip_bytes)))
         return hv_fail(e, HV_ENOMEM, "state: out of memory");
     memcpy(st->clip, hv_in_data(st->in, t), st->clip_bytes);
@@ -666,6 +679,7 @@ int state_close(struct state *st, struct hv_err *e)
     for (int i = 0; i < DIT_KEPT; i++)
         free(st->kept[i].data);
     free(st->clip);
+    free(st->change);
     pthread_sigmask(SIG_SETMASK, &st->before, NULL);
     pthread_cond_destroy(&st->changed);
     pthread_mutex_destroy(&st->lock);
