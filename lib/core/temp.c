@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "core/temp.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -115,4 +116,24 @@ void hv_temp_discard(const char *tmp)
 {
     unlink(tmp);
     forget(tmp);
+}
+
+void hv_temp_stale(const char *final)
+{
+    const char *slash = strrchr(final, '/'), *base = slash ? slash + 1 : final;
+    const char *dot = strrchr(base, '.'), *suffix = dot && dot != base ? dot : "";
+    const size_t stem = strlen(base) - strlen(suffix), whole = stem + 8 + strlen(suffix);       /* ".STEM.XXXXXX.SUFFIX" */
+    char path[HV_PATH];
+    struct dirent *d;
+
+    if (snprintf(path, sizeof path, "%.*s.", (int)(base - final), final) >= (int)sizeof path)
+        return;
+    DIR *folder = opendir(path);
+    while (folder && (d = readdir(folder)))
+        if (strlen(d->d_name) == whole && d->d_name[0] == '.' && !strncmp(d->d_name + 1, base, stem) && d->d_name[1 + stem] == '.' &&
+            !strcmp(d->d_name + whole - strlen(suffix), suffix) &&
+            snprintf(path, sizeof path, "%.*s%s", (int)(base - final), final, d->d_name) < (int)sizeof path)
+            unlink(path);
+    if (folder)
+        closedir(folder);
 }

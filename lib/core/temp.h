@@ -27,6 +27,9 @@ int hv_temp_commit(const char *tmp, const char *final, struct hv_err *e);
 
 void hv_temp_discard(const char *tmp);
 
+/* Removes temporaries of `final` that killed processes have left; for the only process that writes it. */
+void hv_temp_stale(const char *final);
+
 /* Removes whatever is open, for a handler that ends the process. */
 void hv_temp_sweep(void);
 

@@ -30,7 +30,10 @@ const struct hv_key hv_contract[] = {
     {LATENT, "latents",         HV_F32, HV_NONE, 4, {"C", "f", "h", "w"},      0, "scaled latents, ready to decode"},
     {LATENT, "noise",           HV_F32, HV_NONE, 4, {"C", "f0", "h", "w"},     1, NOISE},
     {STATE,  "latents",         HV_F32, HV_NONE, 4, {"C", "f", "h", "w"},      0, "latents of a paused run"},
+    {STATE,  "state.step",      HV_I32, HV_NONE, 1, {"1"},                     0, "steps done"},
     {STATE,  "cache.*",         HV_F32, HV_BF16, -1, {NULL},                   1, "step caches of a paused run, by branch"},
+    {STATE,  "index.*",         HV_I32, HV_NONE, -1, {NULL},                   1, "what the step caches hold of which window"},
+    {STATE,  "tally.*",         HV_F64, HV_NONE, -1, {NULL},                   1, "what its steps were judged by"},
     {VIDEO,  "video",           HV_U8,  HV_NONE, 4, {"F", "H", "width", "3"},  0, "RGB frames (hv-decode -f st)"},
     {0}
 };
@@ -70,6 +73,7 @@ const struct hv_meta_key hv_contract_meta[] = {
     {"hv.guidance", "latent, state", "guidance scale"},
     {"hv.shift", "latent, state", "shift of the schedule"},
     {"hv.cache", "latent, state", "steps that reuse the cache"},
+    {"hv.cache_log", "latent", "tea, mag: which steps ran all blocks, which none, and why"},
     {"hv.model", "all", "digest of the weights that were used"},
     {0}
 };

@@ -94,6 +94,7 @@ struct hv_out {
     int    n_meta;
     int    align;                       /* data starts at a multiple of this; 0: 64 */
     int    digest;                      /* 1: "hv.sha256" of the data section goes into the metadata (files only) */
+    int    sync;                        /* 1: on the disk before it gets its name (files only) */
     int    fault;                       /* out of memory while adding; reported by hv_out_write */
 };
 

@@ -516,6 +516,8 @@ int hv_out_produce(struct hv_out *o, const char *path, size_t block, hv_produce_
     if (hv_temp_open(tmp, path, &fd, e))
         return e->code;
     rc = write_to(o, fd, o->digest, block, produce, ctx, e);
+    if (!rc && o->sync && fsync(fd))
+        rc = hv_fail(e, HV_EIO, "fsync: %s", strerror(errno));
     if (close(fd) && !rc)
         rc = hv_fail(e, HV_EIO, "close: %s", strerror(errno));
     if (rc) {

@@ -30,10 +30,15 @@ static int moments(const struct denoise_job *j, const float *sigma, struct dit_m
     return n;
 }
 
-/* The step cache saves only where a cached step follows. */
+static int is_tea(const struct denoise_job *j)
+{
+    return j->cache == DENOISE_TEA;
+}
+
+/* The step cache saves only where a cached step follows, or may follow. */
 static int saves(const struct denoise_job *j, int i)
 {
-    return j->full[i] && i + 1 < j->steps && !j->full[i + 1];
+    return i + 1 < j->steps && (is_tea(j) ? i >= flow_cache_start(j->steps) : j->full[i] && !j->full[i + 1]);
 }
 
 static int64_t real_rows(const struct denoise_job *j)
@@ -54,8 +59,10 @@ void denoise_size(struct dit_size *s, const struct denoise_job *j)
         s->full += !m[i].cached;
         s->cached += m[i].cached;
     }
-    if (s->cached)
+    if (s->cached || is_tea(j))
         s->windows = j->clip.windows;
+    s->residual = s->windows && j->cache != DENOISE_LIST;
+    s->probe = is_tea(j);
     for (int i = 0; i < s->texts; i++) {
         const int64_t L = text[i]->states.shape[0], rows = text[i]->mask ? dit_text_rows(text[i]) : L;
         s->text_len = L > s->text_len ? L : s->text_len;
@@ -80,6 +87,7 @@ struct loop {
     float   *sigma, *clip, *sum, *x, *v[2], *face;      /* face: for each token */
     float   *mask;                                      /* face mask times its factor */
     int32_t *count, *silence, *sound;
+    double  *tea;                                       /* of each window: changes since a full step */
     int    (*moment)[2];
     int64_t  channels, pixels;
 };
@@ -101,8 +109,9 @@ static int make(struct loop *l, struct dit *n, const struct denoise_job *j, stru
     l->count = calloc((size_t)j->clip.frames, sizeof *l->count);
     l->silence = calloc(FLOW_SOUND, sizeof *l->silence);
     l->sound = calloc(FLOW_SOUND, sizeof *l->sound);
+    l->tea = calloc((size_t)j->clip.windows, sizeof *l->tea);
     if (!l->sigma || !l->moment || !l->clip || !l->sum || !l->x || !l->v[0] || !l->v[1] || !l->face || !l->mask || !l->count ||
-        !l->silence || !l->sound)
+        !l->silence || !l->sound || !l->tea)
         return hv_fail(e, HV_ENOMEM, "denoise: out of memory");
     for (int k = 0; k < FLOW_SOUND; k++)
         l->silence[k] = (int32_t)real_rows(j);
@@ -124,6 +133,7 @@ static void unmake(struct loop *l)
     free(l->count);
     free(l->silence);
     free(l->sound);
+    free(l->tea);
 }
 
 static int prepare(struct loop *l, struct hv_err *e)
@@ -210,6 +220,26 @@ static void see(const struct loop *l, int i, int64_t window, const char *what, c
         l->j->seen(l->j->ctx, i, (int)window, what, data, frames);
 }
 
+/* Whether window w skips the blocks in step i; call: the first branch, which decides for both. */
+static int skips(struct loop *l, int i, int64_t w, const struct dit_call *call, int *skip, struct hv_err *e)
+{
+    const struct denoise_job *j = l->j;
+    double change = 0;
+
+    *skip = !j->full[i];
+    if (is_tea(j)) {
+        if (i >= flow_cache_start(j->steps) && i + 1 < j->steps && dit_probe(l->net, call, &change, e))
+            return e->code;
+        if (i <= flow_cache_start(j->steps))
+            change = 0;                                 /* the first one has nothing to compare with */
+        j->change[i * j->clip.windows + w] = change;
+        *skip = flow_tea_skips(&l->tea[w], i, j->steps, change, j->threshold);
+    }
+    if (j->decided && j->cache != DENOISE_LIST)
+        j->decided(j->decided_ctx, i, (int)w, !*skip, change, l->tea[w]);
+    return 0;
+}
+
 /* How the forward begins that follows this one. */
 static enum dit_cache next_cache(const struct denoise_job *j, int i, int64_t w)
 {
@@ -226,13 +256,18 @@ static int predict(struct loop *l, int i, int64_t w, const int32_t *frame, struc
     const int64_t shape[4] = {l->channels, FLOW_WINDOW, j->ref.shape[2], j->ref.shape[3]};
     const size_t n = (size_t)(FLOW_WINDOW * l->channels * l->pixels);
     struct dit_call call[DIT_CALLS];
+    int skip;
 
     for (int b = 0; b <= two; b++)
         call[b] = (struct dit_call){
             .moment = l->moment[i][b], .latents = hv_view(l->x, HV_F32, 4, shape), .ref = j->ref, .mask = l->face,
             .sound = two && !b ? l->silence : l->sound, .out = hv_view(l->v[b], HV_F32, 4, shape),
-            .cache = !j->full[i] ? DIT_LOAD : saves(j, i) ? DIT_SAVE : DIT_PLAIN, .branch = b, .window = (int)w, .frame = frame,
+            .branch = b, .window = (int)w, .frame = frame,
         };
+    if (skips(l, i, w, &call[0], &skip, e))
+        return e->code;
+    for (int b = 0; b <= two; b++)
+        call[b].cache = skip ? DIT_LOAD : saves(j, i) ? DIT_SAVE : DIT_PLAIN;
     if (dit_forward(l->net, call, 1 + two, next_cache(j, i, w), e))
         return e->code;
     for (int b = 0; b <= two; b++) {
@@ -288,24 +323,52 @@ static int check(const struct denoise_job *j, struct hv_err *e)
     return 0;
 }
 
+/* Latents of the start: noise, or those of a state. */
+static void begin(struct loop *l)
+{
+    const struct denoise_job *j = l->j;
+    const int64_t plane = j->clip.frames * l->pixels;
+
+    if (j->first) {
+        memcpy(l->clip, j->start, (size_t)(l->channels * plane) * sizeof(float));
+        return;
+    }
+    for (int64_t c = 0; c < l->channels; c++)
+        memcpy(l->clip + c * plane, (const float *)j->noise.data + c * j->noise.stride[0], (size_t)plane * sizeof(float));
+    if (j->carry == FLOW_REFERENCE)
+        flow_round_f16(l->clip, (size_t)(l->channels * plane));
+}
+
+void denoise_result(const struct denoise_job *j, const float *clip, float *latents)
+{
+    const int64_t pixels = j->ref.shape[2] * j->ref.shape[3], plane = j->clip.frames * pixels, kept = j->clip.video * pixels;
+
+    for (int64_t c = 0; c < j->config->channels; c++)
+        memcpy(latents + c * kept, clip + c * plane, (size_t)kept * sizeof(float));
+}
+
 int denoise(struct dit *n, const struct denoise_job *j, float *latents, struct hv_err *e)
 {
     struct loop l = {.j = j, .channels = j->config->channels, .pixels = j->ref.shape[2] * j->ref.shape[3]};
-    const int64_t plane = j->clip.frames * l.pixels, kept = j->clip.video * l.pixels;
+    int stop = 0;
 
     if (check(j, e) || make(&l, n, j, e) || prepare(&l, e)) {
         unmake(&l);
         return e->code;
     }
-    for (int64_t c = 0; c < l.channels; c++)
-        memcpy(l.clip + c * plane, (const float *)j->noise.data + c * j->noise.stride[0], (size_t)plane * sizeof(float));
-    if (j->carry == FLOW_REFERENCE)
-        flow_round_f16(l.clip, (size_t)(l.channels * plane));
-    hv_dev_report(dit_device(n), "step", 0, j->steps);
-    for (int i = 0; i < j->steps && !step(&l, i, e); i++)
+    begin(&l);
+    for (int i = 0; i < j->first && is_tea(j); i++)     /* sums as they were */
+        for (int64_t w = 0; w < j->clip.windows; w++)
+            flow_tea_skips(&l.tea[w], i, j->steps, j->change[i * j->clip.windows + w], j->threshold);
+    hv_dev_report(dit_device(n), "step", j->first, j->steps);
+    for (int i = j->first; i < j->steps && !stop && !step(&l, i, e); i++) {
+        const struct denoise_now now = {.done = i + 1, .steps = j->steps, .clip = l.clip, .net = n,
+                                        .cached = i + 1 < j->steps && (is_tea(j) ? i >= flow_cache_start(j->steps) : !j->full[i + 1])};
         hv_dev_report(dit_device(n), "step", i + 1, j->steps);
-    for (int64_t c = 0; c < l.channels && !e->code; c++)
-        memcpy(latents + c * kept, l.clip + c * plane, (size_t)kept * sizeof(float));
+        stop = j->done && j->done(j->done_ctx, &now);
+    }
+    if (!e->code)
+        denoise_result(j, l.clip, latents);
     unmake(&l);
     return e->code;
 }

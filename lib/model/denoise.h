@@ -25,6 +25,24 @@ extern "C" {
  * "latents" (after the step; window is -1). */
 typedef void denoise_seen_fn(void *ctx, int step, int window, const char *what, const float *data, int64_t frames);
 
+/* Where the loop is after a step. */
+struct denoise_now {
+    int          done, steps;                   /* steps done, of them all */
+    const float *clip;                          /* [C, clip.frames, h, w]: latents */
+    int          cached;                        /* 1: what the network keeps is needed to go on */
+    const struct dit *net;
+};
+
+/* Called after each step. Not 0: the loop ends here. */
+typedef int denoise_done_fn(void *ctx, const struct denoise_now *now);
+
+/* Which steps are computed in full. LIST: job.full says, the others run the last block alone. MAG: job.full says, the others run no
+ * block; TEA: neither do those that each window decides to skip. */
+enum denoise_cache { DENOISE_LIST, DENOISE_MAG, DENOISE_TEA };
+
+/* Told of every decision of a window that is not by DENOISE_LIST. sum: TEA's, with the change of this step. */
+typedef void denoise_decided_fn(void *ctx, int step, int window, int full, double change, double sum);
+
 struct denoise_job {
     const struct dit_config *config;
     struct dit_text   text, negative;           /* negative is not read when guidance <= 1 */
@@ -37,7 +55,17 @@ struct denoise_job {
     int               steps;
     double            shift, guidance;          /* guidance <= 1: the conditional branch alone */
     enum flow_carry   carry;
-    const uint8_t    *full;                     /* [steps], of flow_full_steps */
+    const uint8_t    *full;                     /* [steps], of flow_full_steps or flow_mag_steps; TEA: all 1 */
+    enum denoise_cache cache;
+    double            threshold;                /* of TEA */
+    double           *change;                   /* TEA: [steps, clip.windows], what dit_probe said, 0 where it was not asked; those of
+                                                   the steps before `first` are read */
+    denoise_decided_fn *decided;                /* may be NULL */
+    void             *decided_ctx;
+    int               first;                    /* steps done before: 0, or those of a state */
+    const float      *start;                    /* then: its latents, [C, clip.frames, h, w]; what the network kept is restored */
+    denoise_done_fn  *done;                     /* may be NULL */
+    void             *done_ctx;
     denoise_seen_fn  *seen;                     /* may be NULL */
     void             *ctx;
 };
@@ -49,8 +77,11 @@ void denoise_size(struct dit_size *s, const struct denoise_job *j);
 void denoise_host_rows(struct hv_plan *host, const struct denoise_job *j);
 
 /* HV_EINPUT: shapes that do not fit; HV_ENUM: a prediction with NaN or Inf, with step, window, branch and the first block that
- * gave it. Reports "step" to the device. */
+ * gave it. Reports "step" to the device. Where job.done ended the loop, latents are those of that step. */
 int denoise(struct dit *n, const struct denoise_job *j, float *latents, struct hv_err *e);
+
+/* Of the clip's latents those that are to be decoded: [C, clip.video, h, w]. */
+void denoise_result(const struct denoise_job *j, const float *clip, float *latents);
 
 #ifdef __cplusplus
 }

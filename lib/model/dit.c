@@ -4,6 +4,7 @@
 
 #include <math.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- rows, weights ---- */
@@ -606,7 +607,8 @@ static void embed(struct dit *n, const struct dit_state *s)
         dit_x_done(n, s, x, P + p.token, DIT_WRITTEN);
     }
     n->ref_kept = 1;
-    embed_text(n, s);
+    if (call->cache != DIT_LOAD)
+        embed_text(n, s);
     phase_give(n, s, "stem", -1, "");
     trace_x(n, s, 0, n->m.image, "embedded.img", 0);
 }
@@ -645,12 +647,12 @@ static void upload_modulation(const struct dit *n, const struct dit_state *s)
     hv_upload(n->dev, hv_rows(s->mod, first, n->m.mods - first), hv_reshape(row, 2, (const int64_t[]){n->m.mods - first, H}));
 }
 
-/* Text rows of a forward; a cached one has those that were saved. */
+/* Text rows of a forward; one that starts before the last block has those that were saved. */
 static int64_t text_rows(const struct dit *n, const struct dit_call *call)
 {
     const int64_t text = n->text_n[n->moment[call->moment].text];
 
-    if (call->cache != DIT_LOAD)
+    if (call->cache != DIT_LOAD || n->s.residual)
         return text;
     const int64_t saved = n->saved.text[call->branch * n->s.windows + dit_cache_source(n, call)];
     return saved < text ? saved : text;
@@ -722,6 +724,147 @@ static void load(struct dit *n, struct dit_state *s)
     dit_lane_after(n, HV_LANE_COMPUTE, HV_LANE_STAGE);
 }
 
+/* ---- residuals: what all blocks together add to the video rows ----
+ *
+ * x as it was before the blocks is not kept: the embedding is made again, chunk by chunk, and x taken from it. So what is stored is
+ * the negative: embedding - x. */
+
+/* Video rows row .. of the residual, on the device, to or from the store: frame by frame of the clip. */
+static void residual_move(const struct dit *n, const struct dit_call *call, hv_tensor t, int64_t row, int save)
+{
+    const int64_t P = n->m.tokens;
+
+    for (int64_t at = 0, rows; at < t.shape[0]; at += rows) {
+        const int64_t k = (row + at) / P, first = (row + at) % P;
+        rows = P - first < t.shape[0] - at ? P - first : t.shape[0] - at;
+        const hv_tensor host = hv_rows(dit_cache_frame(n, call->branch, call->frame[k]), first, rows), part = hv_rows(t, at, rows);
+        if (save)
+            dit_move_rows(n, HV_LANE_OUT, host, part);
+        else
+            dit_move_rows(n, HV_LANE_STAGE, part, host);
+    }
+}
+
+/* The embedding of a piece of the video, as embed() makes it. */
+static void embed_piece(const struct dit *n, hv_tensor y, struct piece p)
+{
+    const hv_tensor ref = reference_rows(n, p);
+
+    patch_embed(n, y, "img_in.proj", dit_row(n, "latents"), p);
+    hv_add(n->dev, y, y, ref);
+}
+
+static void save_residual(struct dit *n, const struct dit_state *s)
+{
+    const int64_t P = n->m.tokens;
+
+    phase_take(n, s, "stem", -1, "");
+    dit_begin_phase(n);
+    hv_upload(n->dev, dit_row(n, "latents"), s->call->latents);
+    hv_upload(n->dev, dit_row(n, "ref"), s->call->ref);
+    for (struct piece p = piece_at(n, 0, n->m.video); p.n && !n->dev->fault.code; p = piece_at(n, p.token + p.n, n->m.video)) {
+        const hv_tensor y = hv_rows(dit_row(n, "residual"), 0, p.n);
+        dit_lane_after(n, HV_LANE_COMPUTE, HV_LANE_OUT);
+        embed_piece(n, y, p);
+        const hv_tensor x = dit_x_rows(n, s, "x_mlp", P + p.token, p.n, DIT_FETCH);
+        hv_gated_add(n->dev, y, dit_row(n, "minus"), x);
+        dit_x_done(n, s, x, P + p.token, DIT_READ);
+        dit_lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
+        residual_move(n, s->call, y, p.token, 1);
+    }
+    dit_lane_after(n, HV_LANE_COMPUTE, HV_LANE_OUT);
+    phase_give(n, s, "stem", -1, "");
+}
+
+/* In place of the blocks. */
+static void add_residual(struct dit *n, const struct dit_state *s)
+{
+    const int64_t P = n->m.tokens;
+
+    dit_begin_phase(n);
+    for (struct piece p = piece_at(n, 0, n->m.video); p.n && !n->dev->fault.code; p = piece_at(n, p.token + p.n, n->m.video)) {
+        const hv_tensor y = hv_rows(dit_row(n, "residual"), 0, p.n), x = dit_x_rows(n, s, "x_mlp", P + p.token, p.n, DIT_FETCH);
+        dit_lane_after(n, HV_LANE_STAGE, HV_LANE_COMPUTE);
+        residual_move(n, s->call, y, p.token, 0);
+        dit_lane_after(n, HV_LANE_COMPUTE, HV_LANE_STAGE);
+        hv_gated_add(n->dev, x, dit_row(n, "minus"), y);
+        dit_x_done(n, s, x, P + p.token, DIT_WRITTEN);
+    }
+}
+
+/* ---- probe ---- */
+
+static float number(hv_dtype t, const char *p, int64_t i)
+{
+    uint32_t bits;
+    uint16_t half;
+    float v;
+
+    if (t == HV_F32) {
+        memcpy(&v, p + 4 * i, sizeof v);
+        return v;
+    }
+    memcpy(&half, p + 2 * i, sizeof half);
+    if (t == HV_F16)
+        return hv_f16_to_f32(half);
+    bits = (uint32_t)half << 16;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+/* A row of m against the one before, which it replaces: sums of |m - before| and |before|. */
+static void compare_row(double sum[2], hv_dtype t, const char *m, char *before, int64_t width)
+{
+    double moved = 0, size = 0;
+
+    for (int64_t i = 0; i < width; i++) {
+        const float a = number(t, m, i), b = number(t, before, i);
+        moved += fabsf(a - b);
+        size += fabsf(b);
+    }
+    sum[0] = moved;
+    sum[1] = size;
+    memcpy(before, m, (size_t)width * hv_dtype_size(t));
+}
+
+/* Rows y of the device, against those at `store`. row_sum: room for a chunk. */
+static void compare_rows(const struct dit *n, hv_tensor y, hv_tensor store, double (*row_sum)[2], double sum[2])
+{
+    const hv_tensor m = hv_rows(dit_host(n, "probe"), 0, y.shape[0]);
+    const size_t pitch = (size_t)y.shape[1] * hv_dtype_size(m.dtype);
+    const int threads = n->dev->threads > 0 ? n->dev->threads : 8;
+
+    dit_lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
+    dit_move_rows(n, HV_LANE_OUT, m, y);
+    hv_dev_record(n->dev, n->stage.mark, HV_LANE_OUT);
+    hv_dev_event_sync(n->dev, n->stage.mark);
+    if (n->dev->fault.code)
+        return;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t r = 0; r < m.shape[0]; r++)
+        compare_row(row_sum[r], m.dtype, (const char *)m.data + (size_t)r * pitch, (char *)store.data + (size_t)r * pitch, m.shape[1]);
+    for (int64_t r = 0; r < m.shape[0]; r++) {          /* in one order, whatever the threads */
+        sum[0] += row_sum[r][0];
+        sum[1] += row_sum[r][1];
+    }
+}
+
+/* m of the chunk in y, whose first row is row `row` of the image. */
+static void probe_chunk(const struct dit *n, const struct dit_state *s, hv_tensor y, int64_t row, double (*row_sum)[2], double sum[2])
+{
+    const struct dit_call *call = s->call;
+    const hv_tensor stat = hv_rows(dit_row(n, "stat"), 0, y.shape[0]), all = dit_host(n, "probe_cache");
+    const int64_t P = n->m.tokens;
+
+    hv_row_stats(n->dev, stat, y, DIT_NORM_EPS);
+    hv_norm_modulate(n->dev, y, y, stat, hv_index(s->mod, 0), hv_index(s->mod, 1));
+    for (int64_t at = 0, rows; at < y.shape[0] && !n->dev->fault.code; at += rows) {
+        const int64_t k = (row + at) / P, first = (row + at) % P, frame = k ? call->frame[k - 1] : n->s.clip_frames + call->window;
+        rows = P - first < y.shape[0] - at ? P - first : y.shape[0] - at;
+        compare_rows(n, hv_rows(y, at, rows), hv_rows(all, frame * P + first, rows), row_sum, sum);
+    }
+}
+
 static int check_call(const struct dit *n, const struct dit_call *call, struct hv_err *e)
 {
     if (call->moment < 0 || call->moment >= n->n_moments)
@@ -740,6 +883,37 @@ static int check_call(const struct dit *n, const struct dit_call *call, struct h
     return 0;
 }
 
+static void finish(struct dit *n, struct dit_state *s, int count)
+{
+    if (count > 1)
+        take(n, "final", -1, "");
+    for (int b = 0; b < count; b++) {
+        final_layer(n, &s[b]);
+        hv_download(n->dev, s[b].call->out, dit_row(n, "velocity"));
+    }
+    if (count > 1)
+        give(n, "final", -1, "");
+}
+
+/* Through all blocks or, by the residual, around them. */
+static int around(struct dit *n, struct dit_state *s, struct hv_err *e)
+{
+    if (s->call->cache == DIT_LOAD) {
+        embed(n, s);
+        add_residual(n, s);
+        finish(n, s, 1);
+        return hv_dev_sync(n->dev, e);
+    }
+    blocks(n, s, 1);
+    each(n, s, 1, "single", n->c.single_blocks - 1, single_block);
+    finish(n, s, 1);
+    if (s->call->cache == DIT_SAVE) {
+        save_residual(n, s);
+        dit_cache_note(n, s);
+    }
+    return hv_dev_sync(n->dev, e);
+}
+
 /* `count` branches through the whole network, side by side. */
 static int together(struct dit *n, const struct dit_call *call, int count, struct hv_err *e)
 {
@@ -752,6 +926,8 @@ static int together(struct dit *n, const struct dit_call *call, int count, struc
         upload_modulation(n, &s[b]);
     }
     n->turn ^= 1;
+    if (n->s.residual)
+        return around(n, s, e);
     if (call[0].cache != DIT_LOAD)
         blocks(n, s, count);
     for (int b = 0; b < count; b++) {
@@ -763,20 +939,13 @@ static int together(struct dit *n, const struct dit_call *call, int count, struc
         trace_x(n, &s[b], 0, n->m.image + s[b].text, "cache", 0);
     }
     each(n, s, count, "single", last, single_block);
-    if (count > 1)
-        take(n, "final", -1, "");
-    for (int b = 0; b < count; b++) {
-        final_layer(n, &s[b]);
-        hv_download(n->dev, call[b].out, dit_row(n, "velocity"));
-    }
-    if (count > 1)
-        give(n, "final", -1, "");
+    finish(n, s, count);
     return hv_dev_sync(n->dev, e);
 }
 
 int dit_forward(struct dit *n, const struct dit_call *call, int calls, enum dit_cache next, struct hv_err *e)
 {
-    const int paired = calls == DIT_CALLS && n->choice.branches == DIT_BRANCHES_PAIRED &&
+    const int paired = calls == DIT_CALLS && n->choice.branches == DIT_BRANCHES_PAIRED && !n->s.residual &&
                        (call[0].cache == DIT_LOAD) == (call[1].cache == DIT_LOAD);
     char last[48];
 
@@ -786,11 +955,48 @@ int dit_forward(struct dit *n, const struct dit_call *call, int calls, enum dit_
     group_name(last, sizeof last, "single", n->c.single_blocks - 1, "qkv");
     for (int i = 0; i < calls; i += 1 + paired) {
         const enum dit_cache after = i + 1 + paired < calls ? call[i + 1 + paired].cache : next;
-        hv_weights_next(n->w, after == DIT_LOAD ? last : "stem");
+        hv_weights_next(n->w, after == DIT_LOAD && !n->s.residual ? last : "stem");
         if (together(n, call + i, 1 + paired, e))
             return e->code;
     }
     return 0;
+}
+
+int dit_probe(struct dit *n, const struct dit_call *call, double *change, struct hv_err *e)
+{
+    const int64_t P = n->m.tokens;
+    double sum[2] = {0, 0}, (*row_sum)[2];
+
+    if (!n->s.probe || call->window < 0 || call->window >= n->s.windows)
+        return hv_fail(e, HV_EINPUT, "probe: window %d of %lld", call->window, (long long)n->s.windows);
+    if (check_call(n, call, e))
+        return e->code;
+    if (!(row_sum = malloc((size_t)n->m.embed * sizeof *row_sum)))
+        return hv_fail(e, HV_ENOMEM, "probe: out of memory");
+    const struct dit_state s = state_of(n, call, n->turn, 0);
+    n->turn ^= 1;
+    upload_modulation(n, &s);
+    hv_weights_next(n->w, "stem");
+    take(n, "stem", -1, "");
+    dit_begin_phase(n);
+    hv_upload(n->dev, dit_row(n, "latents"), call->latents);
+    hv_upload(n->dev, dit_row(n, "ref"), call->ref);
+    for (struct piece p = piece_at(n, 0, P); p.n && !n->dev->fault.code; p = piece_at(n, p.token + p.n, P)) {
+        const hv_tensor y = hv_rows(dit_row(n, "residual"), 0, p.n);
+        patch_embed(n, y, "img_in.proj", dit_row(n, "ref"), p);
+        probe_chunk(n, &s, y, p.token, row_sum, sum);
+    }
+    for (struct piece p = piece_at(n, 0, n->m.video); p.n && !n->dev->fault.code; p = piece_at(n, p.token + p.n, n->m.video)) {
+        const hv_tensor y = hv_rows(dit_row(n, "residual"), 0, p.n);
+        embed_piece(n, y, p);
+        probe_chunk(n, &s, y, P + p.token, row_sum, sum);
+    }
+    n->ref_kept = 1;
+    give(n, "stem", -1, "");
+    free(row_sum);
+    n->saved.version++;
+    *change = sum[0] / sum[1];
+    return hv_dev_sync(n->dev, e);
 }
 
 void dit_face_tokens(float *m, hv_tensor face, const struct dit_config *c, const struct dit_size *s)

@@ -66,6 +66,9 @@ struct dit_size {
     int64_t  full, cached;                      /* moments (dit_prepare) of either kind */
     int64_t  sound;                             /* rows of sound (dit_sound), without the row of silence */
     int64_t  clip_frames, windows, branches;    /* step cache: what it covers; windows 0: no step cache */
+    int      residual;                          /* 1: it keeps what the blocks add to the video rows, and the branches go one
+                                                   after the other; 0: what enters the last block */
+    int      probe;                             /* 1: dit_probe is called */
     hv_dtype act;                               /* of activations on the device */
     hv_dtype weights;                           /* of the blocks' matrices: BF16, I8 or F8_E4M3; HV_NONE reads as act */
     int64_t  scratch;                           /* bytes for the matrix library; 0 on the cpu */
@@ -197,25 +200,45 @@ void dit_sound_frames(int64_t l, int64_t frame[4]);
 /* Value of the face mask for each token: the top-left latent of its patch. face [1, 1 or T, h, w] f32 on the host, m [T P]. */
 void dit_face_tokens(float *m, hv_tensor face, const struct dit_config *c, const struct dit_size *s);
 
+/* SAVE keeps the state before the last single block, and LOAD runs that block and the final layer on it. Where size.residual is set
+ * SAVE keeps (x after all blocks) - (x before them) of the video rows, and LOAD adds it to the embedding of its own latents. */
 enum dit_cache { DIT_PLAIN, DIT_SAVE, DIT_LOAD };
 
 struct dit_call {
     int            moment;
-    hv_tensor      latents, ref;        /* f32 [C, T, h, w], host; not read by DIT_LOAD. With keep_ref, ref is read once */
+    hv_tensor      latents, ref;        /* f32 [C, T, h, w], host; not read by DIT_LOAD but for a residual. With keep_ref, ref is read once */
     const float   *mask;                /* [T P]; not read by DIT_LOAD */
     const int32_t *sound;               /* [4T - 3] rows of dit_sound; not read by DIT_LOAD */
     hv_tensor      out;                 /* f32 [C, T, h, w], host: the velocity */
-    enum dit_cache cache;               /* SAVE: keep the state before the last single block; LOAD: start from it */
+    enum dit_cache cache;
     int            branch, window;      /* of the step cache */
     const int32_t *frame;               /* [T] frames of the clip, for the step cache */
 };
 
 #define DIT_CALLS 2                     /* guidance branches */
 
-/* DIT_LOAD takes each frame's rows from the window that saved it last, the reference and text rows from the window that saved
+/* DIT_LOAD takes each frame's rows from the window that saved it last; the reference and text rows, which a residual has none of, from the window that saved
  * the first frame last. Text rows beyond those saved are left out. next: how the forward after this one begins (what is fetched
  * ahead). Returns the first failure of the device too. */
 int dit_forward(struct dit *n, const struct dit_call *call, int calls, enum dit_cache next, struct hv_err *e);
+
+/* How far the input of the first block has moved since the last probe: m = modulate(norm(embedding)) of the image rows, by the
+ * first double block's first shift and scale of call->moment; change = mean |m - before| / mean |before|. `before` is kept in host
+ * memory, video rows by frame of the clip, reference rows by window; it is m afterwards. The first probe finds zeros: its change is
+ * infinite. Chunks of m are compared on the host: nothing of its size is added to the device. */
+int dit_probe(struct dit *n, const struct dit_call *call, double *change, struct hv_err *e);
+
+/* What forwards keep for later ones, contiguous in host memory: for whoever puts a run aside and takes it up again. To take it up:
+ * fill the tensors with what they held, then call dit_kept_restored, which checks the indices (HV_EINPUT). version changes with
+ * every forward that saves; 0: nothing is kept. No copy is under way between forwards. */
+#define DIT_KEPT 4
+struct dit_kept {
+    const char *name;           /* "cache.step", "index.window", .. */
+    hv_tensor   t;
+};
+int      dit_kept(const struct dit *n, struct dit_kept kept[DIT_KEPT]);
+uint64_t dit_kept_version(const struct dit *n);
+int      dit_kept_restored(struct dit *n, struct hv_err *e);
 
 /* For tests and diagnosis: is given pieces of intermediates, named as in the goldens, with their place in the whole: row and
  * column. t is a tensor of the device, or of the host (its dev says), valid during the call. */

@@ -588,6 +588,10 @@ int dit_choose(struct dit_choice *choice, const struct dit_config *c, const stru
     if (choice->group && c->heads % choice->group)
         return hv_fail(e, HV_EUSAGE, "head group: %lld does not divide the %lld heads", (long long)choice->group,
                        (long long)c->heads);
+    if (s->residual && choice->branches == DIT_BRANCHES_PAIRED)
+        return hv_fail(e, HV_EUSAGE, "branches: not block by block with a cache of residuals");
+    if (s->residual)
+        choice->branches = DIT_BRANCHES_ALONE;
     if (b && b->machine.gemm > 0)
         return choose_plan(choice, c, s, b, e);
     return choose_pieces(choice, c, s, b ? b->device : 0, e);

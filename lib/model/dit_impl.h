@@ -44,7 +44,8 @@ int64_t dit_rope_count(const struct dit_config *c, const struct dit_size *s);
 /* A row of the step cache's host store is one of these. */
 struct dit_saved {
     int32_t *window;                    /* [branches][clip_frames]: who saved the frame last; -1: nobody */
-    int64_t *text;                      /* [branches][windows]: text rows saved */
+    int32_t *text;                      /* [branches][windows]: text rows saved */
+    uint64_t version;                   /* forwards that saved; 0: nothing is kept */
 };
 
 /* Events of chunks in flight between host and device. */
@@ -132,6 +133,10 @@ void dit_o_out(const struct dit *n, hv_tensor o, int64_t head, int64_t row);
 void dit_after_o_out(const struct dit *n, int wanted);
 hv_tensor dit_o_rows(struct dit *n, const struct dit_state *s, int64_t row, int64_t rows);
 void dit_o_done(const struct dit *n);
+
+/* Rows of a matrix between host and device; the rows of the step cache for a frame of the clip. */
+void dit_move_rows(const struct dit *n, enum hv_lane lane, hv_tensor to, hv_tensor from);
+hv_tensor dit_cache_frame(const struct dit *n, int branch, int64_t frame);
 
 /* Rows row .. of x to the step cache or from it, t on the device; the window whose reference and text rows a cached call takes. */
 void dit_cache_move(const struct dit *n, const struct dit_call *call, hv_tensor t, int64_t row, int save);

@@ -58,7 +58,15 @@ static int open_host(struct dit *n, struct hv_err *e)
     const size_t bytes = hv_plan_bytes(&n->host_plan) + 1;
 
     n->memory = n->dev->kind == HV_DRY ? malloc(bytes) : hv_dev_pin(n->dev, bytes, e);
-    return n->memory ? 0 : hv_fail(e, HV_ENOMEM, "host: out of memory: %zu MiB requested", bytes >> 20);
+    if (!n->memory)
+        return hv_fail(e, HV_ENOMEM, "host: out of memory: %zu MiB requested", bytes >> 20);
+    if (n->s.windows && n->dev->kind != HV_DRY) {       /* rows that nobody saves are zeros: a state is the same bytes each time */
+        const hv_tensor cache = dit_host(n, "step_cache"), probe = n->s.probe ? dit_host(n, "probe_cache") : HV_NO;
+        memset(cache.data, 0, hv_nbytes(cache));
+        if (n->s.probe)
+            memset(probe.data, 0, hv_nbytes(probe));
+    }
+    return 0;
 }
 
 static int open_stream(struct dit *n, const struct hv_stream_opts *given, struct hv_err *e)
@@ -101,6 +109,8 @@ static int allocate(struct dit *n, const struct hv_stream_opts *stream, struct h
     memset(n->heard, 0xff, (heard + 1) * sizeof *n->heard);
     if (n->s.scratch)
         n->dev->scratch = dit_row(n, "gemm");
+    if (n->s.residual)
+        hv_fill(n->dev, dit_row(n, "minus"), -1);
     return rope_tables(n, e) || open_stream(n, stream, e) ? e->code : 0;
 }
 

@@ -118,6 +118,10 @@ static void forward_rows(struct hv_plan *p, const struct dit_config *c, const st
     hv_plan_add(p, "face",      HV_F32, PH_FORWARD,         SHAPE(m.video));
     hv_plan_add(p, "mod",       HV_F32, PH_FORWARD,         SHAPE(DIT_CALLS, m.mods, H));
     hv_plan_add(p, "rope",      HV_F32, PH_ALL,             SHAPE(DIT_ROPE));             /* tables of the three axes */
+    if (s->residual || s->probe)
+        hv_plan_add(p, "residual", A,   PH_EMBED | PH_FINAL, SHAPE(m.embed, H));          /* a chunk on its way from or to the host */
+    if (s->residual)
+        hv_plan_add(p, "minus", HV_F32, PH_ALL,             SHAPE(H));                    /* -1 */
     if (k->ring_bytes)
         hv_plan_add(p, "ring",  HV_BYTES, PH_ALL,           SHAPE(k->ring_bytes));        /* weights in flight */
     if (k->resident_bytes)
@@ -159,7 +163,7 @@ static void host_rows(struct hv_plan *p, const struct dit_config *c, const struc
 {
     const struct dit_dims m = dit_dims(c, s, k->rows_mlp);
     const int64_t H = c->hidden, d2 = 2 * c->adapter_dim;
-    const int64_t cache = s->windows ? s->clip_frames * m.tokens + s->windows * (m.tokens + s->text_rows) : 0;
+    const int64_t cache = s->windows ? s->clip_frames * m.tokens + (s->residual ? 0 : s->windows * (m.tokens + s->text_rows)) : 0;
 
     hv_plan_add(p, "modulation", HV_F32, 1, SHAPE(s->full, m.mods * H));        /* of each full moment */
     hv_plan_add(p, "modulation_cached", HV_F32, 1, SHAPE(s->cached, 5 * H));    /* last single block, final layer */
@@ -167,6 +171,10 @@ static void host_rows(struct hv_plan *p, const struct dit_config *c, const struc
     hv_plan_add(p, "sound",      s->act, 1, SHAPE(m.adapters, m.entries * c->audio_tokens, d2));
     hv_plan_add(p, "sound_window", s->act, 1, SHAPE(DIT_CALLS, m.adapters, s->frames * m.keys, d2));
     hv_plan_add(p, "step_cache", s->act, 1, SHAPE(s->branches, cache, H));
+    if (s->probe) {
+        hv_plan_add(p, "probe_cache", s->act, 1, SHAPE((s->clip_frames + s->windows) * m.tokens, H));
+        hv_plan_add(p, "probe", s->act, 1, SHAPE(m.embed, H));
+    }
     if (k->tier == DIT_TIER_X_HOST)
         hv_plan_add(p, "x_host", s->act, 1, SHAPE(dit_paired(k) * m.rows, H));
     if (dit_o_host(k))

@@ -4,7 +4,7 @@
 
 /* ---- step cache: where a row of x is kept ---- in host memory: video rows by frame of the clip, reference and text rows by window */
 
-static hv_tensor cache_frame(const struct dit *n, int branch, int64_t frame)
+hv_tensor dit_cache_frame(const struct dit *n, int branch, int64_t frame)
 {
     return hv_rows(hv_index(dit_host(n, "step_cache"), branch), frame * n->m.tokens, n->m.tokens);
 }
@@ -34,7 +34,7 @@ static hv_tensor cache_run(const struct dit *n, const struct dit_call *call, int
     if (row < P) {
         run = hv_rows(cache_window(n, call->branch, window), 0, P);
     } else if (row < n->m.image) {
-        run = cache_frame(n, call->branch, call->frame[frame]);
+        run = dit_cache_frame(n, call->branch, call->frame[frame]);
     } else {
         run = hv_rows(cache_window(n, call->branch, window), P, n->s.text_rows);
         at = row - n->m.image;
@@ -42,7 +42,7 @@ static hv_tensor cache_run(const struct dit *n, const struct dit_call *call, int
     return hv_rows(run, at, run.shape[0] - at < rows ? run.shape[0] - at : rows);
 }
 
-static void move_rows(const struct dit *n, enum hv_lane lane, hv_tensor to, hv_tensor from)
+void dit_move_rows(const struct dit *n, enum hv_lane lane, hv_tensor to, hv_tensor from)
 {
     const size_t size = hv_dtype_size(to.dtype);
 
@@ -56,9 +56,9 @@ void dit_cache_move(const struct dit *n, const struct dit_call *call, hv_tensor 
     for (int64_t at = 0; at < t.shape[0];) {
         const hv_tensor run = cache_run(n, call, row + at, t.shape[0] - at), part = hv_rows(t, at, run.shape[0]);
         if (save)
-            move_rows(n, HV_LANE_OUT, run, part);
+            dit_move_rows(n, HV_LANE_OUT, run, part);
         else
-            move_rows(n, HV_LANE_STAGE, part, run);
+            dit_move_rows(n, HV_LANE_STAGE, part, run);
         at += run.shape[0];
     }
 }
@@ -69,7 +69,8 @@ void dit_cache_note(struct dit *n, const struct dit_state *s)
 
     for (int64_t k = 0; k < n->s.frames; k++)
         n->saved.window[call->branch * n->s.clip_frames + call->frame[k]] = call->window;
-    n->saved.text[call->branch * n->s.windows + call->window] = s->text;
+    n->saved.text[call->branch * n->s.windows + call->window] = (int32_t)s->text;
+    n->saved.version++;
 }
 
 /* ---- rows that live on the host ----
@@ -125,7 +126,7 @@ hv_tensor dit_x_rows(struct dit *n, const struct dit_state *s, const char *slots
     if (s->cached)
         dit_cache_move(n, s->call, t, row, 0);
     else
-        move_rows(n, HV_LANE_STAGE, t, host);
+        dit_move_rows(n, HV_LANE_STAGE, t, host);
     hv_dev_record(n->dev, n->stage.full[i], HV_LANE_STAGE);
     hv_dev_wait(n->dev, n->stage.full[i], HV_LANE_COMPUTE);
     return t;
@@ -146,7 +147,7 @@ void dit_x_done(struct dit *n, const struct dit_state *s, hv_tensor t, int64_t r
     if (use == DIT_WRITTEN) {
         n->stage.written[i] = dit_x_on_host(n, s, row, t.shape[0]);
         dit_lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
-        move_rows(n, HV_LANE_OUT, n->stage.written[i], t);
+        dit_move_rows(n, HV_LANE_OUT, n->stage.written[i], t);
     }
     hv_dev_record(n->dev, n->stage.free[i], use == DIT_WRITTEN || s->saving ? HV_LANE_OUT : HV_LANE_COMPUTE);
 }
@@ -157,7 +158,7 @@ void dit_o_out(const struct dit *n, hv_tensor o, int64_t head, int64_t row)
     if (!dit_o_host(&n->choice))
         return;
     dit_lane_after(n, HV_LANE_OUT, HV_LANE_COMPUTE);
-    move_rows(n, HV_LANE_OUT, hv_rows(hv_index(dit_host(n, "o_host"), head / n->choice.group), row, o.shape[0]), o);
+    dit_move_rows(n, HV_LANE_OUT, hv_rows(hv_index(dit_host(n, "o_host"), head / n->choice.group), row, o.shape[0]), o);
     hv_dev_record(n->dev, n->stage.o_out, HV_LANE_OUT);
 }
 
@@ -178,7 +179,7 @@ hv_tensor dit_o_rows(struct dit *n, const struct dit_state *s, int64_t row, int6
     const hv_tensor t = hv_rows(hv_index(dit_row(n, "o_mlp"), i), 0, rows), host = dit_host(n, "o_host");
     hv_dev_wait(n->dev, n->stage.o_free[i], HV_LANE_STAGE);
     for (int64_t g = 0; g < host.shape[0]; g++)
-        move_rows(n, HV_LANE_STAGE, hv_cols(t, g * G, G), hv_rows(hv_index(host, g), row, rows));
+        dit_move_rows(n, HV_LANE_STAGE, hv_cols(t, g * G, G), hv_rows(hv_index(host, g), row, rows));
     hv_dev_record(n->dev, n->stage.o_full[i], HV_LANE_STAGE);
     hv_dev_wait(n->dev, n->stage.o_full[i], HV_LANE_COMPUTE);
     return t;
@@ -188,4 +189,37 @@ void dit_o_done(const struct dit *n)
 {
     if (dit_o_host(&n->choice))
         hv_dev_record(n->dev, n->stage.o_free[n->stage.o_turn], HV_LANE_COMPUTE);
+}
+
+/* ---- what a state keeps ---- */
+
+int dit_kept(const struct dit *n, struct dit_kept kept[DIT_KEPT])
+{
+    int count = 0;
+
+    if (!n->s.windows)
+        return 0;
+    kept[count++] = (struct dit_kept){"cache.step", dit_host(n, "step_cache")};
+    if (n->s.probe)
+        kept[count++] = (struct dit_kept){"cache.probe", dit_host(n, "probe_cache")};
+    kept[count++] = (struct dit_kept){"index.window", hv_view(n->saved.window, HV_I32, 2, (const int64_t[]){n->s.branches, n->s.clip_frames})};
+    kept[count++] = (struct dit_kept){"index.text", hv_view(n->saved.text, HV_I32, 2, (const int64_t[]){n->s.branches, n->s.windows})};
+    return count;
+}
+
+uint64_t dit_kept_version(const struct dit *n)
+{
+    return n->saved.version;
+}
+
+int dit_kept_restored(struct dit *n, struct hv_err *e)
+{
+    for (int64_t i = 0; i < n->s.branches * n->s.clip_frames; i++)
+        if (n->saved.window[i] < -1 || n->saved.window[i] >= n->s.windows)
+            return hv_fail(e, HV_EINPUT, "step cache: window %d of %lld", n->saved.window[i], (long long)n->s.windows);
+    for (int64_t i = 0; i < n->s.branches * n->s.windows; i++)
+        if (n->saved.text[i] < 0 || n->saved.text[i] > n->s.text_rows)
+            return hv_fail(e, HV_EINPUT, "step cache: %d text rows of %lld", n->saved.text[i], (long long)n->s.text_rows);
+    n->saved.version++;
+    return 0;
 }

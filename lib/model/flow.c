@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <ctype.h>
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,7 +77,7 @@ static int step_number(const char **s, int n, const char *list, int *v, struct h
     char *end = NULL;
 
     if (!isdigit((unsigned char)**s))
-        return hv_fail(e, HV_EUSAGE, "cache: '%s': expected scaled, reference, none or full steps like 0-15,20,25", list);
+        return hv_fail(e, HV_EUSAGE, "cache: '%s': expected scaled, reference, none, tea, mag or full steps like 0-15,20,25", list);
     const long long x = strtoll(*s, &end, 10);
     if (x >= n)
         return hv_fail(e, HV_EUSAGE, "cache: '%s': step %lld of %d (0 to %d)", list, x, n, n - 1);
@@ -119,6 +120,95 @@ int flow_full_steps(uint8_t *full, int n, const char *rule, struct hv_err *e)
     for (int i = 0; i < n; i++)
         full[i] = (uint8_t)(none || (reference ? reference_full(i) : scaled_full(i, n)));
     return 0;
+}
+
+/* ---- step caches that judge for themselves ---- */
+
+int flow_cache_start(int n)
+{
+    return 25 * n / 100;
+}
+
+int flow_tea_skips(double *sum, int i, int n, double change, double threshold)
+{
+    static const double poly[] = {733.226126, -401.131952, 67.5869174, -3.149878, 0.0961237896};
+    double y = 0;
+
+    if (i <= flow_cache_start(n) || i == n - 1) {
+        *sum = 0;
+        return 0;
+    }
+    for (size_t k = 0; k < sizeof poly / sizeof *poly; k++)
+        y = y * change + poly[k];
+    *sum += y;
+    if (*sum < threshold)                               /* not so where the change is no number */
+        return 1;
+    *sum = 0;
+    return 0;
+}
+
+#define MAG_RATIOS 50
+#define MAG_ROW    2
+
+/* Of 50 steps; the first is that of nothing. */
+static const double mag_small[MAG_RATIOS] = {
+    1.0, 1.06971, 1.29073, 1.11245, 1.09596, 1.05233, 1.01415, 1.05672, 1.00848, 1.03632, 1.02974, 1.00984, 1.03028, 1.00681,
+    1.06614, 1.05022, 1.02592, 1.01776, 1.02985, 1.00726, 1.03727, 1.01502, 1.00992, 1.03371, 0.9976, 1.02742, 1.0093, 1.01869,
+    1.00815, 1.01461, 1.01152, 1.03082, 1.0061, 1.02162, 1.01999, 0.99063, 1.01186, 1.0217, 0.99947, 1.01711, 0.9904, 1.00258,
+    1.00878, 0.97039, 0.97686, 0.94315, 0.97728, 0.91154, 0.86139, 0.76592,
+};
+static const double mag_large[MAG_RATIOS] = {
+    1.0, 1.0754, 1.27807, 1.11596, 1.09504, 1.05188, 1.00844, 1.05779, 1.00657, 1.04142, 1.03101, 1.00679, 1.02556, 1.00908,
+    1.06949, 1.05438, 1.02214, 1.02321, 1.03019, 1.00779, 1.03381, 1.01886, 1.01161, 1.02968, 1.00544, 1.02822, 1.00689, 1.02119,
+    1.0105, 1.01044, 1.01572, 1.02972, 1.0094, 1.02368, 1.0226, 0.98965, 1.01588, 1.02146, 1.0018, 1.01687, 0.99436, 1.00283,
+    1.01139, 0.97122, 0.98251, 0.94513, 0.97656, 0.90943, 0.85703, 0.75456,
+};
+
+/* Steps that run under a threshold; at it, a step is skipped where `closed`. */
+static int mag_run(uint8_t *full, int n, const double *ratio, double threshold, int closed)
+{
+    double p = 1, error = 0;
+    int row = 0, runs = 0;
+
+    for (int i = 0; i < n; i++) {
+        int skip = 0;
+        if (i > flow_cache_start(n)) {
+            /* nearest of the 50, halves to even */
+            p *= ratio[n > 1 ? (int)nearbyint(i * ((MAG_RATIOS - 1) / (double)(n - 1))) : MAG_RATIOS - 1];
+            error += fabs(1 - p);
+            row++;
+            skip = (closed ? error <= threshold : error < threshold) && row <= MAG_ROW;
+            if (!skip) {
+                p = 1;
+                error = 0;
+                row = 0;
+            }
+        }
+        runs += !skip;
+        if (full)
+            full[i] = (uint8_t)!skip;
+    }
+    return runs;
+}
+
+double flow_mag_steps(uint8_t *full, int n, double speedup, int64_t pixels)
+{
+    const double *ratio = pixels < 1280 * 720 ? mag_small : mag_large;
+    const int target = (int)(n / speedup);
+    double best = 0.01;
+    int least = INT_MAX;
+
+    for (int k = 1; k <= 60; k++) {
+        const int distance = abs(mag_run(NULL, n, ratio, k * 0.01, 0) - target);
+        if (distance < least) {
+            least = distance;
+            best = k * 0.01;
+        } else if (distance > least) {
+            break;
+        }
+    }
+    mag_run(full, n, ratio, best, 1);
+    return best;
 }
 
 /* ---- windows ---- */

@@ -47,6 +47,21 @@ void flow_guide(float *v, const float *u, const float *c, double g, size_t n);
  *     "0-15,20"    these steps are full. Step 0 must be among them; HV_EUSAGE otherwise, and for numbers past n - 1 */
 int flow_full_steps(uint8_t *full, int n, const char *rule, struct hv_err *e);
 
+/* ---- step caches that judge for themselves: after Wan2GP's TeaCache and MagCache. What they skip are all blocks at once; the
+ * blocks' last residual is added in their place. ---- */
+
+/* First step that may be skipped is the one after this: a quarter of n. */
+int flow_cache_start(int n);
+
+/* TeaCache, of one window: sum += poly(change), the change of the first block's input since the step before (dit_probe); below the
+ * threshold the step is skipped, else sum = 0. Steps up to flow_cache_start(n) and the last one run, with sum = 0. 1: skip. */
+int flow_tea_skips(double *sum, int i, int n, double change, double threshold);
+
+/* MagCache: marks the steps that run. Known ratios of the residual's size from step to step, for fewer or more pixels than 1280 x
+ * 720, stretched to n steps, say how wrong a residual has become: p *= ratio, error += |1 - p|. At most two steps in a row are
+ * skipped, and the error stays below the threshold that comes closest to n / speedup steps. Returns that threshold. */
+double flow_mag_steps(uint8_t *full, int n, double speedup, int64_t pixels);
+
 /* ---- windows ---- */
 
 #define FLOW_WINDOW  33         /* latent frames of a window */

@@ -251,15 +251,24 @@ static void tiers(void **state)
         {.ring = DIT_RING_BLOCKS, .branches = DIT_BRANCHES_PAIRED}, {.branches = DIT_BRANCHES_PAIRED},
     };
     static float cached[16 * T * SIDE * SIDE], first[16 * T * SIDE * SIDE];
+    const size_t count = sizeof tried / sizeof *tried + 1;
+    double moved = 0;
 
     (void)state;
-    for (size_t i = 0; i < sizeof tried / sizeof *tried + 1; i++) {
+    for (size_t at = 0; at < 2 * count; at++) {         /* the cache keeps the last block's input, then what the blocks add */
+        const size_t i = at % count;
         struct dit_call call[2];
         struct hv_err e = {0};
         fill(&b, "11111110011");
         b.s.branches = 2;
+        b.s.residual = b.s.probe = at >= count;
         if (i)
             b.choice = tried[i - 1];
+        if (b.s.residual && b.choice.branches == DIT_BRANCHES_PAIRED) {
+            b.choice.group = 2;
+            assert_int_equal(dit_choose(&b.choice, &b.c, &b.s, NULL, &e), HV_EUSAGE);
+            continue;
+        }
         b.choice.group = 2;
         b.choice.rows_attn = 13;
         b.choice.rows_mlp = 17;
@@ -282,6 +291,19 @@ static void tiers(void **state)
             call[0].out.data = a.out;
             memset(a.out, 0, sizeof a.out);
             memset(b.out, 0, sizeof b.out);
+            if (b.s.probe) {
+                double change = -1;
+                struct dit_call probe = call[0];
+                probe.moment = 0;
+                b.latents[0] += (float)(round == 2);
+                if (dit_probe(b.net, &probe, &change, &e))
+                    fail_msg("choice %zu: %s", i, e.msg);
+                b.latents[0] -= (float)(round == 2);
+                if (round == 2 && !i)
+                    moved = change;
+                if (round == 0 ? !isinf(change) : round == 1 ? change > 0 : fabs(change - moved) > 0 || moved <= 0 || moved > 0.1)
+                    fail_msg("choice %zu: change %g in round %d, %g", i, change, round, moved);
+            }
             if (dit_forward(b.net, call, 2, round == 1 ? DIT_LOAD : DIT_PLAIN, &e))
                 fail_msg("choice %zu: %s", i, e.msg);
             assert_memory_equal(a.out, b.out, sizeof b.out);    /* both branches hear the same here */
@@ -289,6 +311,11 @@ static void tiers(void **state)
                 memcpy(round == 2 ? cached : first, b.out, sizeof b.out);
             else if (memcmp(round == 2 ? cached : first, b.out, sizeof b.out))
                 fail_msg("choice %zu gives other bits in round %d", i, round);
+        }
+        if (b.s.residual) {                             /* the same latents: what comes back is what was taken away */
+            memcpy(a.out, first, sizeof first);
+            if (distance(&b, &a) > (b.s.act == HV_F32 ? 1e-5 : 2e-2) || !memcmp(b.out, first, sizeof first))
+                fail_msg("choice %zu: a residual off by %g", i, distance(&b, &a));
         }
         close_rig(&b);
     }

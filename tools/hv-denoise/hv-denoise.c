@@ -24,8 +24,12 @@ static const struct hv_opt opts[] = {
     {"rng", 0, HV_OPT_STR, &o.rng, "KIND", "cuda[:SMxTPS] or cpu: torch's generators (default: cuda:108x2048)", 0, 0},
     {"noise", 0, HV_OPT_STR, &o.noise, "FILE", "take the starting noise from the tensor \"noise\" of FILE", 0, 0},
     {"keep-noise", 0, HV_OPT_FLAG, &o.keep_noise, NULL, "write the starting noise too", 0, 0},
-    {"cache", 0, HV_OPT_STR, &o.cache, "STEPS", "scaled, reference, none, or the full steps, as 0-15,20 (default: scaled)", 0, 0},
+    {"cache", 0, HV_OPT_STR, &o.cache, "STEPS", "scaled, reference, none, tea[:X], mag[:X], or the full steps, as 0-15,20", 0, 0},
     {"carry", 0, HV_OPT_STR, &o.carry, "KIND", "rounding of latents between steps: float32 or reference (default: float32)", 0, 0},
+    {"state", 0, HV_OPT_STR, &o.state, "FILE", "after each step keep what is needed to go on in FILE", 0, 0},
+    {"state-every", 0, HV_OPT_REAL, &o.state_every, "SECONDS", "write it at most that often (default: after each step)", 0, 1e9},
+    {"resume", 0, HV_OPT_FLAG, &o.resume, NULL, "go on from the state, if it is there", 0, 0},
+    {"stop-after", 0, HV_OPT_INT, &o.stop_after, "STEP", "leave after that many steps in all, with the state written", 1, FLOW_STEPS_MAX},
     {"max-frames", 0, HV_OPT_INT, &o.max_frames, "N", "hear at most N frames of sound (the reference: 400)", 1, 1e9},
     {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "memory of the device, as 4G; chunks are shortened to fit", 0, 0},
     {"ram", 0, HV_OPT_SIZE, &o.ram, "SIZE", "memory of the host, without mapped weights", 0, 0},
@@ -61,15 +65,6 @@ static int parse(struct settings *s, int argc, char **argv, struct hv_err *e)
 }
 
 /* ---- input ---- */
-
-struct input {
-    struct dit_config  config;
-    struct hv_operands in;
-    struct hv_in      *noise_file;
-    float             *noise;           /* owned */
-    int64_t            wanted;          /* video frames that the sound needs */
-    double             fps;
-};
 
 /* The named model's config; with --plan alone, the full-size model's. */
 static int read_config(struct dit_config *c, struct hv_err *e)
@@ -140,7 +135,18 @@ static void shapes_only(struct denoise_job *j, struct input *x, const struct set
     j->ref = hv_view(NULL, HV_F32, 4, (const int64_t[]){c->channels, FLOW_WINDOW, h, w});
 }
 
-static void fill_job(struct denoise_job *j, const struct input *x, const struct settings *s)
+static void say_decision(void *ctx, int step, int window, int full, double change, double sum)
+{
+    const struct settings *s = ctx;
+
+    if (s->cache == DENOISE_MAG)
+        hv_note_verbose(&cli, "step %d, window %d: %s", step, window, full ? "all blocks" : "none, by mag");
+    else
+        hv_note_verbose(&cli, "step %d, window %d: %s: input changed by %.3g, %.3g of %.3g", step, window, full ? "all blocks" : "none",
+                        change, sum, s->threshold);
+}
+
+static void fill_job(struct denoise_job *j, const struct input *x, struct settings *s)
 {
     j->config = &x->config;
     for (int i = 0; i < 4; i++) {
@@ -154,7 +160,13 @@ static void fill_job(struct denoise_job *j, const struct input *x, const struct 
     j->shift = o.shift;
     j->guidance = o.guidance;
     j->carry = s->carry;
+    if (s->cache == DENOISE_MAG)
+        s->threshold = flow_mag_steps(s->full, j->steps, s->speedup, 64 * j->ref.shape[2] * j->ref.shape[3]);
     j->full = s->full;
+    j->cache = s->cache;
+    j->threshold = s->threshold;
+    j->decided = say_decision;
+    j->decided_ctx = s;
 }
 
 /* The tensor "noise" of a file, [C, f, h, w] of any float dtype; a leading axis of 1 is taken off. */
@@ -274,7 +286,7 @@ static void name_smaller(const struct hv_dev *d, const struct fitted *f, const s
                 (double)(hv_plan_bytes(&smaller.device) + f->context) / 1048576 + 1, choice_text(text, sizeof text, &smaller));
 }
 
-static int compute(struct denoise_job *j, const struct settings *s, float *latents, char model[128], struct hv_err *e)
+static int compute(struct denoise_job *j, struct settings *s, struct state *st, float *latents, char model[128], struct hv_err *e)
 {
     static struct fitted f;
     struct hv_dev *dev = NULL;
@@ -287,15 +299,23 @@ static int compute(struct denoise_job *j, const struct settings *s, float *laten
 
     hv_progress_open(&progress, &cli);
     dit_weights(&list, j->config);
+    state_plan(st, s);
     if (!open_device(&dev, s, &info, e) && !hv_part_weights(&w, dev, o.c.model, PART, &list, e) &&
         !fit(&f, s, j, dev->kind == HV_CUDA ? &info : NULL, block_dtype(w), e) &&
-        !dit_open(&net, dev, w, j->config, &f.size, &f.choice, &f.stream, e)) {
-        hv_note_verbose(&cli, "device %.1f MiB, host %.1f MiB; %s", (double)(hv_plan_bytes(&f.device) + f.context) / 1048576,
-                        (double)hv_plan_bytes(&f.host) / 1048576, choice_text(text, sizeof text, &f));
-        dev->report = hv_progress_step;
-        dev->report_ctx = &progress;
-        denoise(net, j, latents, e);
+        !state_fits(st, hv_weights_digest(w), &f, &info, e)) {
         snprintf(model, 128, "%s", hv_weights_digest(w));
+        if (state_is_done(st)) {
+            denoise_result(j, j->start, latents);
+        } else if (!dit_open(&net, dev, w, j->config, &f.size, &f.choice, &f.stream, e)) {
+            hv_note_verbose(&cli, "device %.1f MiB, host %.1f MiB; %s", (double)(hv_plan_bytes(&f.device) + f.context) / 1048576,
+                            (double)hv_plan_bytes(&f.host) / 1048576, choice_text(text, sizeof text, &f));
+            dev->report = hv_progress_step;
+            dev->report_ctx = &progress;
+            if (!state_restore(st, net, e))
+                denoise(net, j, latents, e);
+        } else {
+            name_smaller(dev, &f, s, j, e);
+        }
     } else if (dev && w) {
         name_smaller(dev, &f, s, j, e);
     }
@@ -309,28 +329,68 @@ static int compute(struct denoise_job *j, const struct settings *s, float *laten
     return e->code;
 }
 
+void stamp(struct hv_out *out, const struct denoise_job *j, const struct input *x, const struct settings *s, const char *model, int step)
+{
+    hv_operands_stamp(&x->in, out);
+    hv_contract_stamp(out, &(struct hv_stamp){.stage = "hv-denoise", .width = 8 * j->ref.shape[3], .height = 8 * j->ref.shape[2],
+                                              .frames = j->clip.written, .fps = x->fps, .model = model});
+    hv_out_meta(out, "hv.seed", "%lld", (long long)o.seed);
+    if (o.noise)
+        hv_out_meta(out, "hv.rng", "file");
+    else if (s->sm)
+        hv_out_meta(out, "hv.rng", "cuda:%lldx%lld", (long long)s->sm, (long long)s->tps);
+    else
+        hv_out_meta(out, "hv.rng", "cpu");
+    hv_out_meta(out, "hv.steps", "%lld", (long long)o.steps);
+    hv_out_meta(out, "hv.step", "%d", step);
+    hv_out_meta(out, "hv.shift", "%g", o.shift);
+    hv_out_meta(out, "hv.guidance", "%g", o.guidance);
+    hv_out_meta(out, "hv.cache", "%s", o.cache);
+    hv_out_meta(out, "hv.carry", "%s", o.carry);
+}
+
+/* Which steps ran no blocks, and why: for mag the steps that did; for tea the change of each step after the first that could be
+ * skipped. Owned by the caller. */
+static char *decisions(const struct denoise_job *j)
+{
+    char *text = NULL, steps[6 * FLOW_STEPS_MAX];
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+
+    if (!f)
+        return NULL;
+    if (j->cache == DENOISE_MAG)
+        fprintf(f, "all blocks %s; threshold %g", steps_text(steps, sizeof steps, j->full, j->steps), j->threshold);
+    for (int64_t w = 0; w < j->clip.windows && j->cache == DENOISE_TEA; w++) {
+        double sum = 0;
+        fprintf(f, "%swindow %lld:", w ? "; " : "", (long long)w);
+        for (int i = 0; i < j->steps; i++) {
+            const double change = j->change[i * j->clip.windows + w];
+            const int skip = flow_tea_skips(&sum, i, j->steps, change, j->threshold);
+            if (i > flow_cache_start(j->steps) && i + 1 < j->steps)
+                fprintf(f, " %d %.17g %s", i, change, skip ? "none" : "all");
+        }
+    }
+    if (fclose(f)) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}
+
 static int write_latents(const struct denoise_job *j, const struct input *x, const struct settings *s, const float *latents,
                          const char *model, struct hv_err *e)
 {
     struct hv_out out = {0};
     const int64_t shape[4] = {j->config->channels, j->clip.video, j->ref.shape[2], j->ref.shape[3]};
 
-    hv_operands_stamp(&x->in, &out);
-    hv_contract_stamp(&out, &(struct hv_stamp){.stage = "hv-denoise", .width = 8 * shape[3], .height = 8 * shape[2],
-                                               .frames = j->clip.written, .fps = x->fps, .model = model});
-    hv_out_meta(&out, "hv.seed", "%lld", (long long)o.seed);
-    if (o.noise)
-        hv_out_meta(&out, "hv.rng", "file");
-    else if (s->sm)
-        hv_out_meta(&out, "hv.rng", "cuda:%lldx%lld", (long long)s->sm, (long long)s->tps);
-    else
-        hv_out_meta(&out, "hv.rng", "cpu");
-    hv_out_meta(&out, "hv.steps", "%lld", (long long)o.steps);
-    hv_out_meta(&out, "hv.step", "%lld", (long long)o.steps);
-    hv_out_meta(&out, "hv.shift", "%g", o.shift);
-    hv_out_meta(&out, "hv.guidance", "%g", o.guidance);
-    hv_out_meta(&out, "hv.cache", "%s", o.cache);
-    hv_out_meta(&out, "hv.carry", "%s", o.carry);
+    stamp(&out, j, x, s, model, (int)o.steps);
+    if (j->cache != DENOISE_LIST) {
+        char *text = decisions(j);
+        hv_out_meta(&out, "hv.cache_log", "%s", text ? text : "");
+        out.fault |= !text;
+        free(text);
+    }
     hv_out_add(&out, "latents", hv_view(latents, HV_F32, 4, shape));
     if (o.keep_noise)
         hv_out_add(&out, "noise", j->noise);
@@ -339,21 +399,29 @@ static int write_latents(const struct denoise_job *j, const struct input *x, con
     return e->code;
 }
 
-static int run(struct denoise_job *j, struct input *x, const struct settings *s, struct hv_err *e)
+static int run(struct denoise_job *j, struct input *x, struct settings *s, struct state *st, struct hv_err *e)
 {
     char model[128] = "";
-    float *latents;
+    float *latents = NULL;
+    int stopped = 0;
 
-    if (o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e))
-        return e->code;
-    latents = malloc((size_t)(j->config->channels * j->clip.video * j->ref.shape[2] * j->ref.shape[3]) * sizeof *latents);
-    if (!latents)
-        return hv_fail(e, HV_ENOMEM, "latents: out of memory");
-    hv_note_verbose(&cli, "%lld frames of sound: %lld latent frames in %lld windows, %lld frames of video", (long long)x->wanted,
-                    (long long)j->clip.frames, (long long)j->clip.windows, (long long)j->clip.written);
-    if (!compute(j, s, latents, model, e))
+    if (!(j->change = calloc((size_t)(j->steps * j->clip.windows), sizeof *j->change)))
+        hv_fail(e, HV_ENOMEM, "denoise: out of memory");
+    else if (!(o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e)) && !state_open(st, j, x, s, e)) {
+        latents = malloc((size_t)(j->config->channels * j->clip.video * j->ref.shape[2] * j->ref.shape[3]) * sizeof *latents);
+        if (!latents)
+            hv_fail(e, HV_ENOMEM, "latents: out of memory");
+    }
+    if (latents) {
+        hv_note_verbose(&cli, "%lld frames of sound: %lld latent frames in %lld windows, %lld frames of video", (long long)x->wanted,
+                        (long long)j->clip.frames, (long long)j->clip.windows, (long long)j->clip.written);
+        compute(j, s, st, latents, model, e);
+        stopped = state_stopped(st);
+    }
+    if (!state_close(st, e) && !stopped)
         write_latents(j, x, s, latents, model, e);
     free(latents);
+    free(j->change);
     return e->code;
 }
 
@@ -363,10 +431,15 @@ int main(int argc, char **argv)
     struct hv_err e = {0};
     struct input x = {0};
     struct denoise_job j = {0};
+    struct state *st = NULL;
     int rc = parse(&s, argc, argv, &e);
 
     if (rc < 0)
         return hv_exit("hv-denoise", &e);
+    if (!rc && !o.plan && !o.bench) {
+        st = state_watch(&e);
+        rc = e.code;
+    }
     if (!rc)
         rc = read_config(&x.config, &e);
     if (!rc && ((o.plan && !o.c.n_operands) || o.bench))
@@ -375,7 +448,9 @@ int main(int argc, char **argv)
         rc = read_operands(&j, &x, &e);
     if (!rc) {
         fill_job(&j, &x, &s);
-        rc = o.plan ? print_plan(&j, &s, &e) : o.bench ? bench(&j, &s, &e) : run(&j, &x, &s, &e);
+        rc = o.plan ? print_plan(&j, &s, &e) : o.bench ? bench(&j, &s, &e) : run(&j, &x, &s, st, &e);
+    } else {
+        state_close(st, &e);
     }
 
     free(x.noise);

@@ -3,6 +3,7 @@
 #define HV_DENOISE_TOOL_H
 
 #include "core/cli.h"
+#include "io/contract.h"
 #include "model/denoise.h"
 
 #define CONTEXT_MIB 527         /* a CUDA context with its kernels and handles, measured on an H200: assumed where no device says */
@@ -15,7 +16,10 @@ struct options {
     double         shift, guidance;
     const char    *rng, *noise, *cache, *carry, *size, *frames, *plan, *bench, *chunk_rows;
     const char    *activations, *gemm, *ring, *attention, *stream, *branches, *ahead, *resident, *dtype;
-    int            keep_ref, keep_noise;
+    const char    *state;
+    int            keep_ref, keep_noise, resume;
+    int64_t        stop_after;
+    double         state_every;
     struct hv_size vram, ram;
 };
 
@@ -31,8 +35,13 @@ struct settings {
     int                   fp8;                  /* products of fp8 by fp8 */
     hv_dtype              weights;              /* of --weights-dtype: of a plan or bench without a model; HV_NONE: not given */
     struct hv_stream_opts stream;
+    enum denoise_cache    cache;
+    double                threshold, speedup;   /* of --cache tea and mag; mag's threshold follows from the size */
     uint8_t               full[FLOW_STEPS_MAX];
 };
+
+/* "0-13,16": the steps that are marked. Returns buf. */
+const char *steps_text(char *buf, size_t size, const uint8_t *full, int n);
 
 int settings_read(struct settings *s, struct hv_err *e);
 
@@ -63,6 +72,47 @@ int bench(const struct denoise_job *j, const struct settings *s, struct hv_err *
 
 /* What the process has taken of the device: its context when it was opened, and what is free less since. */
 uint64_t measured_bytes(const struct fitted *f, const struct hv_dev_info *before, const struct hv_dev_info *now);
+
+/* ---- input ---- */
+
+struct input {
+    struct dit_config  config;
+    struct hv_operands in;
+    struct hv_in      *noise_file;
+    float             *noise;           /* owned */
+    int64_t            wanted;          /* video frames that the sound needs */
+    double             fps;
+};
+
+/* What latent.st and state.st say of their run: settings, sizes, digest of the weights. */
+void stamp(struct hv_out *out, const struct denoise_job *j, const struct input *x, const struct settings *s, const char *model, int step);
+
+/* ---- state.c: a run put aside after each step, and taken up again ----
+ *
+ *     st = state_watch(e);                             // before any other thread is started: signals
+ *     state_open(st, job, input, settings, e);         // takes the file for this process, reads it with --resume
+ *     state_plan(st, settings);                        // groups and chunks as they were: they round
+ *     state_fits(st, digest of the weights, fitted, info, e);  // sets job->first and job->start
+ *     state_restore(st, net, e);                       // after dit_open: step caches
+ *     denoise(...)                                     // job->done is state_done, which keeps a copy that a thread writes
+ *     state_close(st, e);                              // waits for the thread; reports a failure that matters
+ *
+ * A state that does not fit this run is HV_EINPUT with a list of what differs; one that another process has is HV_EIO. Without
+ * --state all of it does nothing, but for SIGUSR1. */
+
+struct state;
+
+struct state *state_watch(struct hv_err *e);
+int  state_open(struct state *st, struct denoise_job *j, const struct input *x, const struct settings *s, struct hv_err *e);
+void state_plan(const struct state *st, struct settings *s);
+int  state_fits(struct state *st, const char *model, const struct fitted *f, const struct hv_dev_info *info, struct hv_err *e);
+int  state_is_done(const struct state *st);             /* 1: nothing is left to compute */
+int  state_restore(struct state *st, struct dit *net, struct hv_err *e);
+int  state_stopped(const struct state *st);             /* 1: --stop-after ended the run before its last step */
+int  state_close(struct state *st, struct hv_err *e);   /* takes NULL */
+
+/* Bytes of the copy: latents and what the network keeps, as rows of its plan say. */
+int64_t state_bytes(const struct hv_plan *host, const struct denoise_job *j);
 
 /* Opens the device as the options say. */
 int open_device(struct hv_dev **d, const struct settings *s, struct hv_dev_info *info, struct hv_err *e);

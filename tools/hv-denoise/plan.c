@@ -83,6 +83,8 @@ int fit(struct fitted *f, const struct settings *s, const struct denoise_job *j,
         return e->code;
     f->seconds = is_cuda() ? dit_seconds(j->config, &f->size, &f->choice, &f->machine) : 0;
     denoise_host_rows(&f->host, j);
+    if (o.state)
+        hv_plan_add(&f->host, "state", HV_U8, 1, 1, (const int64_t[]){state_bytes(&f->host, j)});
     f->stream = s->stream;
     if (b.host)                                         /* what is left may be locked for weights */
         f->stream.host_budget = b.host > hv_plan_bytes(&f->host) ? b.host - hv_plan_bytes(&f->host) : 1;
@@ -202,7 +204,7 @@ static void print_text(const struct denoise_job *j, const struct fitted *f, cons
 {
     const struct dit_size *s = &f->size;
     const int64_t image = (s->frames + 1) * (s->height / j->config->patch[1]) * (s->width / j->config->patch[2]);
-    char text[400];
+    char text[6 * FLOW_STEPS_MAX];
 
     printf("hv-denoise plan: device %s, %lld x %lld pixels, %lld frames; windows of %d latent frames: %lld\n", o.c.device,
            (long long)s->width * 8, (long long)s->height * 8, (long long)j->clip.wanted, FLOW_WINDOW, (long long)j->clip.windows);
@@ -219,6 +221,10 @@ static void print_text(const struct denoise_job *j, const struct fitted *f, cons
     for (int i = 1; i < 3; i++)
         printf("%d %s forwards of %.3f TFLOP, %llu operations%s", full_forwards(j, i == 2), i == 1 ? "full" : "cached",
                (double)c->of[i].flops * 1e-12, (unsigned long long)c->of[i].launches, i == 1 ? "; " : "\n");
+    if (j->cache == DENOISE_MAG)
+        printf("steps with all blocks: %s; threshold %g\n", steps_text(text, sizeof text, j->full, j->steps), j->threshold);
+    if (j->cache == DENOISE_TEA)
+        printf("these at most: each window skips all blocks where its input has changed by less than %g\n", j->threshold);
     printf("weights, counted at each use: %.3f GB in a full forward, %.3f GB in a cached one\n", (double)c->of[1].weights * 1e-9,
            (double)c->of[2].weights * 1e-9);
     if (f->seconds > 0)

@@ -146,6 +146,51 @@ static int read_chunks(struct settings *s, struct hv_err *e)
     return 0;
 }
 
+/* "tea", "tea:0.15"; 1 if it is one of these, with its number or the default. */
+static int judge(double *value, const char *name, double usual, double min, double max, struct hv_err *e)
+{
+    const size_t n = strlen(name);
+    char *end = NULL;
+
+    if (strncmp(o.cache, name, n) || (o.cache[n] && o.cache[n] != ':'))
+        return 0;
+    *value = usual;
+    if (!o.cache[n])
+        return 1;
+    *value = strtod(o.cache + n + 1, &end);
+    if (end == o.cache + n + 1 || *end || !(*value >= min && *value <= max))
+        hv_fail(e, HV_EUSAGE, "--cache '%s': expected %s or %s:X, X from %g to %g", o.cache, name, name, min, max);
+    return 1;
+}
+
+static int read_cache(struct settings *s, struct hv_err *e)
+{
+    memset(s->full, 1, sizeof s->full);
+    if (judge(&s->threshold, "tea", 0.1, 0, 100, e))
+        s->cache = DENOISE_TEA;
+    else if (judge(&s->speedup, "mag", 2, 1, 100, e))
+        s->cache = DENOISE_MAG;                         /* which steps: when the size is known */
+    else
+        flow_full_steps(s->full, (int)o.steps, o.cache, e);
+    return e->code;
+}
+
+const char *steps_text(char *buf, size_t size, const uint8_t *full, int n)
+{
+    size_t at = 0;
+
+    *buf = 0;
+    for (int i = 0, next; i < n && at < size; i = next) {
+        next = i + 1;
+        if (!full[i])
+            continue;
+        while (next < n && full[next])
+            next++;
+        at += (size_t)snprintf(buf + at, size - at, next - i > 1 ? "%s%d-%d" : "%s%d", at ? "," : "", i, next - 1);
+    }
+    return buf;
+}
+
 int settings_read(struct settings *s, struct hv_err *e)
 {
     const int reference = !strcmp(o.carry, "reference");
@@ -157,9 +202,13 @@ int settings_read(struct settings *s, struct hv_err *e)
         return hv_fail(e, HV_EUSAGE, "--plan=%s: json, or nothing", o.plan);
     if (o.bench && *o.bench && strcmp(o.bench, "json"))
         return hv_fail(e, HV_EUSAGE, "--bench=%s: json, or nothing", o.bench);
+    if (!o.state && (o.resume || o.stop_after || o.state_every > 0))
+        return hv_fail(e, HV_EUSAGE, "--%s: without --state FILE there is none", o.resume ? "resume" : o.stop_after ? "stop-after" : "state-every");
+    if (o.state && (!*o.state || !strcmp(o.state, "-")))
+        return hv_fail(e, HV_EUSAGE, "--state '%s': a file is wanted", o.state);
     if (o.bench && o.plan)
         return hv_fail(e, HV_EUSAGE, "--plan and --bench: one of them");
     if (read_rng(s, e) || read_size(s, e) || read_words(s, e) || read_chunks(s, e))
         return e->code;
-    return flow_full_steps(s->full, (int)o.steps, o.cache, e);
+    return read_cache(s, e);
 }
