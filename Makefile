@@ -29,6 +29,7 @@ UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
 GOLD_SRC := $(sort $(wildcard tests/golden/*.c))
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 BENCH_SRC := $(sort $(wildcard tests/bench/*.c))
+LIPSYNC   := $(BUILD)/tests/lipsync/lipsync
 GPU_SRC  := $(sort $(wildcard tests/gpu/*.c))
 HELP_SRC := $(sort $(wildcard tests/helper/*.c))
 CUDA_SRC := $(sort $(wildcard kernels/cuda/*.cu))
@@ -82,7 +83,7 @@ HELP_BIN := $(HELP_SRC:%.c=$(BUILD)/%)
 GOLD_BIN := $(BUILD)/tests/golden/golden
 C_OBJ    := $(filter %.o,$(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach t,$(TOOLS),$(patsubst %.c,$(BUILD)/%.o,$(wildcard tools/$(t)/*.c))) \
             $(UNIT_SRC:%.c=$(BUILD)/%.o) $(GOLD_SRC:%.c=$(BUILD)/%.o) $(FUZZ_SRC:%.c=$(BUILD)/%.o) $(BENCH_SRC:%.c=$(BUILD)/%.o) \
-            $(HELP_SRC:%.c=$(BUILD)/%.o) $(GPU_SRC:%.c=$(BUILD)/%.o) \
+            $(HELP_SRC:%.c=$(BUILD)/%.o) $(GPU_SRC:%.c=$(BUILD)/%.o) $(LIPSYNC).o \
             $(BUILD)/tests/unit/ref_ops.o $(BUILD)/tests/fuzz/replay.o)
 
 all: $(BIN) ## the programs, in build/bin
@@ -140,6 +141,10 @@ $(GOLD_BIN): $(GOLD_SRC:%.c=$(BUILD)/%.o) $(LIB)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
 
+$(LIPSYNC): $(LIPSYNC).o $(LIB)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter %.o,$^) $(LIB) $(LDLIBS) -o $@
+
 # A stamp with the flags: what they touch is rebuilt when they change.
 FLAGS = $(CC) $(CPPFLAGS) $(CFLAGS) $(AVX2) $(AVX512) $(LDFLAGS) $(LDLIBS) $(NVCCFLAGS)
 $(BUILD)/flags: FORCE
@@ -163,10 +168,13 @@ deps: $(BUILD)/deps ## install the libraries and programs that are missing
 demo: all ## build, render the example portrait with a synthetic tiny model, say where the MP4 is
 	$(Q)BIN=$(abspath $(BUILD)/bin) OUT=$(BUILD)/demo examples/demo.sh
 
-test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) $(HELP_BIN) ## build and run every test; the last line counts them
+test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) $(HELP_BIN) $(LIPSYNC) ## build and run every test; the last line counts them
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/run.sh
 
 check: test ## the same
+
+lipsync: all $(LIPSYNC) ## with MODEL=DIR: do the mouths of held-out portraits follow held-out voices?
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) MODEL=$(MODEL) tests/lipsync/lipsync.sh
 
 test-gpu: all $(UNIT_BIN) $(GOLD_BIN) $(GPU_BIN) ## what needs a GPU: operations, goldens, programs, compute-sanitizer
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/run.sh
@@ -232,4 +240,4 @@ clean: ## remove $(BUILD)
 help: ## this list
 	@sed -n 's/^\([a-z_.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 30
 
-.PHONY: all deps demo test test-gpu check golden bench bench-gpu fuzz install uninstall clean help FORCE
+.PHONY: all deps demo test test-gpu check lipsync golden bench bench-gpu fuzz install uninstall clean help FORCE
