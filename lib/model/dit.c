@@ -571,6 +571,16 @@ static hv_tensor reference_rows(const struct dit *n, struct piece p)
     return y;
 }
 
+/* y = img_in(latents) + before_proj(ref_in(ref)) of a piece of the video. */
+static void embed_piece(const struct dit *n, hv_tensor y, struct piece p)
+{
+    const hv_tensor ref = reference_rows(n, p);
+
+    patch_embed(n, y, "img_in.proj", dit_row(n, "latents"), p);
+    dit_traced(n, p.token, 0, y, "img_in.latents");
+    hv_add(n->dev, y, y, ref);
+}
+
 /* Refined text behind the image rows. */
 static void embed_text(struct dit *n, const struct dit_state *s)
 {
@@ -600,10 +610,8 @@ static void embed(struct dit *n, const struct dit_state *s)
         dit_x_done(n, s, x, p.token, DIT_WRITTEN);
     }
     for (struct piece p = piece_at(n, 0, n->m.video); p.n; p = piece_at(n, p.token + p.n, n->m.video)) {
-        const hv_tensor x = dit_x_rows(n, s, "x_mlp", P + p.token, p.n, DIT_ROOM), ref = reference_rows(n, p);
-        patch_embed(n, x, "img_in.proj", dit_row(n, "latents"), p);
-        dit_traced(n, p.token, 0, x, "img_in.latents");
-        hv_add(n->dev, x, x, ref);
+        const hv_tensor x = dit_x_rows(n, s, "x_mlp", P + p.token, p.n, DIT_ROOM);
+        embed_piece(n, x, p);
         dit_x_done(n, s, x, P + p.token, DIT_WRITTEN);
     }
     n->ref_kept = 1;
@@ -743,15 +751,6 @@ static void residual_move(const struct dit *n, const struct dit_call *call, hv_t
         else
             dit_move_rows(n, HV_LANE_STAGE, part, host);
     }
-}
-
-/* The embedding of a piece of the video, as embed() makes it. */
-static void embed_piece(const struct dit *n, hv_tensor y, struct piece p)
-{
-    const hv_tensor ref = reference_rows(n, p);
-
-    patch_embed(n, y, "img_in.proj", dit_row(n, "latents"), p);
-    hv_add(n->dev, y, y, ref);
 }
 
 static void save_residual(struct dit *n, const struct dit_state *s)

@@ -70,9 +70,7 @@ struct dit_machine dit_machine_of(int arch, int units, enum hv_attention attenti
     return m;
 }
 
-#define GEMM_SCRATCH     ((int64_t)32 << 20)    /* for the matrix library on 9.0 and later; 4 MiB do before */
-#define GEMM_SCRATCH_OLD ((int64_t)4 << 20)
-#define ROWS_MOST        8192                   /* of a chunk that is tried */
+#define ROWS_MOST 8192                  /* of a chunk that is tried */
 
 void dit_for_device(struct dit_size *s, struct dit_choice *k, struct dit_machine *m, const struct dit_config *c, int kind,
                     const struct hv_dev_info *info, hv_dtype weights, int fp8)
@@ -83,9 +81,9 @@ void dit_for_device(struct dit_size *s, struct dit_choice *k, struct dit_machine
         return;
     s->act = HV_BF16;
     s->weights = weights ? weights : HV_BF16;
-    s->scratch = !info || info->arch >= 90 ? GEMM_SCRATCH : GEMM_SCRATCH_OLD;
+    s->scratch = (int64_t)(!info || info->arch >= 90 ? HV_LINEAR_SCRATCH : HV_LINEAR_SCRATCH / 8);
     if (fp8)
-        s->scratch = GEMM_SCRATCH + (int64_t)hv_linear_fp8_scratch(given ? given : ROWS_MOST, c->hidden + c->mlp);
+        s->scratch = (int64_t)HV_LINEAR_SCRATCH + (int64_t)hv_linear_fp8_scratch(given ? given : ROWS_MOST, c->hidden + c->mlp);
     if (k->attention == HV_ATT_AUTO)
         k->attention = info && info->cudnn && c->head_dim == 128 ? HV_ATT_CUDNN : HV_ATT_FLASH;
     k->apart = k->attention == HV_ATT_CUDNN;

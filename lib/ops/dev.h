@@ -36,7 +36,6 @@ struct hv_dev_info {
     int      units;                     /* multiprocessors */
     uint64_t total, free;               /* bytes of the device, now */
     uint64_t context;                   /* bytes that opening the device took: context, kernels, handles */
-    uint64_t used;                      /* by this process, now; 0 where the driver does not say */
     int      map_lock;                  /* 1: hv_dev_lock takes read-only mappings of files */
     int      cudnn;                     /* version of the library found, 0: none */
 };
