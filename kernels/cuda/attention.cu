@@ -4,6 +4,7 @@
  *     cudnn      when named, or auto and installed        the same; o apart from q, k and v
  *     flash      when named, and what the others leave    the same
  *     few        what flash leaves                        wider heads without masks over 16 keys or fewer, bf16
+ *     wide       what they leave                          one head of more than 128 columns; frames that see those before
  *     math       when named, and all else */
 #include "kernels/cuda/attention.cuh"
 
@@ -19,7 +20,8 @@ void cuda_attention(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_
         return;
     if (cudnn && cuda_cudnn_version(d) && !cuda_attention_cudnn(d, o, q, k, v, a))
         return;
-    if (kind != HV_ATT_MATH && (!cuda_attention_flash(d, o, q, k, v, a) || !cuda_attention_few(d, o, q, k, v, a)))
+    if (kind != HV_ATT_MATH && (!cuda_attention_flash(d, o, q, k, v, a) || !cuda_attention_few(d, o, q, k, v, a) ||
+                                  !cuda_attention_wide(d, o, q, k, v, a)))
         return;
     if (cuda_attention_math(d, o, q, k, v, a))
         hv_dev_fault(d, HV_EUNSUP, "attention: %d heads of %lld columns: at most 65535 of 1024 are supported", a->heads,

@@ -1,5 +1,8 @@
 /* conv.cu - convolution of channels-last video: y = act(conv(x, w) + bias) + residual, as ops.h defines it
  *
+ * Which kernel: tensor cores (conv.cuh) where x and y are of 16 bits, pixels lie on 16 bytes and the scratch has room for the
+ * packed weights; else the one below, for anything.
+ *
  * x [T, H, W, Ci], y [T', H', W', Co] bf16, f16 or f32, frames, rows and pixels may be strided; w [Co, Ci, kt, kh, kw] of
  * any dtype of weights, bias [Co] f32. Any kernel, stride, nearest upsampling, padding; residual may be y.
  * A matrix product whose rows are gathered: 128 pixels by 64 output channels a block (16 where there are few), 16 input
@@ -8,7 +11,7 @@
  * Sums are f32, in the order channel block, tap, channel, whatever the launch; 2*Ci*kt*kh*kw operations each.
  * Depthwise: a thread an output, one tap after the other; bound by memory.
  * Error: that of an f32 sum of Ci*kt*kh*kw terms, and one rounding. */
-#include "kernels/cuda/values.cuh"
+#include "kernels/cuda/conv.cuh"
 
 struct conv {
     void        *y;
@@ -169,6 +172,123 @@ template <typename T> static void launch(struct hv_dev *d, const struct conv *p,
     CUDA_LAUNCHED(d, "conv");
 }
 
+/* ---- tensor cores ---- */
+
+struct pack {
+    char       *to;
+    const void *w;
+    const float *scale;
+    int64_t     pieces;                 /* of 16 bytes */
+    int         ci, co, k[3], tap[3], first[CONV_PHASES][3];   /* first: taps of w that the first of two summed ones has */
+    int         taps, slices, across, wtype, wsize, rounded;
+};
+
+/* One piece: 8 input channels of an output and a tap, summed over the taps of w that meet in it. */
+template <typename T> __global__ static void __launch_bounds__(256) pack_kernel(const struct pack p)
+{
+    const int64_t n = (int64_t)blockIdx.x * 256 + threadIdx.x;
+    float v[CHUNK] = {};
+
+    if (n >= p.pieces)
+        return;
+    const int piece = (int)(n % 8), r = (int)(n / 8 % CONV_BN);
+    const int64_t tile = n / (8 * CONV_BN);
+    const int slice = (int)(tile % p.slices), tap = (int)(tile / p.slices % p.taps);
+    const int o = (int)(tile / p.slices / p.taps % p.across) * CONV_BN + r, phase = (int)(tile / p.slices / p.taps / p.across);
+    const int t[3] = {tap / (p.tap[1] * p.tap[2]), tap / p.tap[2] % p.tap[1], tap % p.tap[2]};
+    const int64_t each = (int64_t)p.k[0] * p.k[1] * p.k[2];
+    int from[3], to[3];
+
+#pragma unroll
+    for (int a = 0; a < 3; a++) {
+        const int summed = p.tap[a] != p.k[a];
+        from[a] = !summed ? t[a] : t[a] ? p.first[phase][a] : 0;
+        to[a] = !summed ? t[a] + 1 : t[a] ? p.k[a] : p.first[phase][a];
+    }
+#pragma unroll
+    for (int i = 0; i < CHUNK; i++) {
+        const int c = slice * CONV_BK + piece * CHUNK + i;
+        for (int a = from[0]; o < p.co && c < p.ci && a < to[0]; a++)
+            for (int b = from[1]; b < to[1]; b++)
+                for (int e = from[2]; e < to[2]; e++) {
+                    const int64_t at = ((int64_t)o * p.ci + c) * each + (a * p.k[1] + b) * p.k[2] + e;
+                    const float q = load_any((const char *)p.w + at * p.wsize, p.wtype);
+                    v[i] += !p.scale ? q : p.rounded ? __bfloat162float(__float2bfloat16_rn(q * p.scale[o])) : q * p.scale[o];
+                }
+    }
+    store8((T *)(p.to + tile * CONV_TILE + r * 128 + ((piece ^ r & 7) << 4)), CHUNK, v);
+}
+
+static int on_16(hv_tensor t)
+{
+    return ((uintptr_t)t.data & 15) == 0 && t.stride[0] % 8 == 0 && t.stride[1] % 8 == 0 && t.stride[2] % 8 == 0;
+}
+
+/* Phases, and how the taps of w fall into them. Doubled in space: outputs 2k and 2k+1 see k-1, k and k, k+1; in time, where there is
+ * history instead of a border: k, k+1 both. */
+static void phases_of(struct conv_product *c, struct pack *w, const struct conv *p, const int64_t *out)
+{
+    int n[3];
+
+    for (int a = 0; a < 3; a++) {
+        n[a] = p->up[a] == 2 ? 2 : 1;
+        c->step[a] = p->up[a] == 2 ? 1 : p->stride[a];
+        c->ystep[a] = n[a];
+        c->tap[a] = w->tap[a] = n[a] == 2 ? 2 : p->k[a];
+    }
+    c->phases = n[0] * n[1] * n[2];
+    for (int i = 0; i < c->phases; i++) {
+        const int at[3] = {i / (n[1] * n[2]), i / n[2] % n[1], i % n[2]};
+        struct conv_phase *f = &c->phase[i];
+        for (int a = 0; a < 3; a++) {
+            f->from[a] = n[a] == 1 ? (a ? -(p->k[a] / 2) : 0) : a ? at[a] - 1 : 0;
+            f->at[a] = at[a];
+            w->first[i][a] = a ? 1 + at[a] : 2 - at[a];
+            if (!a && n[0] == 2) {
+                f->at[0] = at[0] - p->first;
+                if (f->at[0] < 0)       /* the one that is left out */
+                    f->at[0] += 2, f->from[0] = 1;
+            }
+            f->out[a] = out[a] > f->at[a] ? (int)((out[a] - f->at[a] + n[a] - 1) / n[a]) : 0;
+        }
+    }
+}
+
+/* 0, or 1 when tensor cores do not take the case: nothing was done then. */
+static int on_tensor_cores(struct hv_dev *d, const struct conv *p, hv_tensor y, hv_tensor x, const struct hv_conv *how)
+{
+    struct conv_product c = {};
+    struct pack w = {};
+
+    if (how->depthwise || x.dtype == HV_F32 || !d->scratch.data || !on_16(x) || p->ci % 8 || y.shape[0] > INT32_MAX / 2 ||
+        y.shape[1] > INT32_MAX / 2 || y.shape[2] > INT32_MAX / 2)
+        return 1;
+    phases_of(&c, &w, p, y.shape);
+    c.taps = w.taps = c.tap[0] * c.tap[1] * c.tap[2];
+    c.slices = w.slices = (p->ci + CONV_BK - 1) / CONV_BK;
+    c.across = w.across = (p->co + CONV_BN - 1) / CONV_BN;
+    const int64_t tiles = (int64_t)c.phases * c.across * c.taps * c.slices;
+    const int64_t k[3] = {p->k[0], p->k[1], p->k[2]};
+    if (hv_conv_scratch(p->co, p->ci, k, p->up) > hv_nbytes(d->scratch) || c.taps * (int64_t)c.slices > INT32_MAX)
+        return 1;
+    for (int a = 0; a < 3; a++)
+        c.xs[a] = p->xs[a], c.ys[a] = p->ys[a], c.rs[a] = p->rs[a], w.k[a] = p->k[a];
+    c.x = p->x, c.y = p->y, c.residual = p->residual, c.bias = p->bias, c.act = p->act;
+    c.rows = (int)x.shape[1], c.cols = (int)x.shape[2];
+    c.ci = w.ci = p->ci, c.co = w.co = p->co;
+    c.zeros = p->zeros;
+    c.w = w.to = (char *)d->scratch.data;
+    w.w = p->w, w.scale = p->scale, w.wtype = p->wtype, w.wsize = p->wsize, w.rounded = p->rounded;
+    w.pieces = tiles * CONV_TILE / 16;
+    const unsigned blocks = (unsigned)((w.pieces + 255) / 256);
+    if (x.dtype == HV_F16)
+        pack_kernel<__half><<<blocks, 256, 0, cuda_stream(d)>>>(w);
+    else
+        pack_kernel<__nv_bfloat16><<<blocks, 256, 0, cuda_stream(d)>>>(w);
+    CUDA_LAUNCHED(d, "conv");
+    return cuda_conv_wgmma(d, &c, x.dtype) && cuda_conv_mma(d, &c, x.dtype);
+}
+
 void cuda_conv(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, const struct hv_conv *how)
 {
     struct conv p = {};
@@ -193,6 +313,6 @@ void cuda_conv(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tenso
     p.rounded = p.scale && w.deq_bf16;
     p.wtype = w.dtype, p.wsize = (int)hv_dtype_size(w.dtype);
     p.act = how->act;
-    if (hv_count(y))
+    if (hv_count(y) && on_tensor_cores(d, &p, y, x, how))
         CUDA_FOR_TYPE(x.dtype, T, launch<T>(d, &p, how->depthwise))
 }

@@ -102,12 +102,16 @@ void cuda_cudnn_open(struct hv_dev *d);                         /* attention_cud
 void cuda_cudnn_close(struct hv_dev *d);
 int  cuda_cudnn_version(const struct hv_dev *d);                /* 0: not found */
 
-/* Attention without masks; q, k, v, o bf16, head width 128, heads == kv_heads for all but math. Return 0, or 1 when the back end
+/* Attention without masks; q, k, v, o bf16, head width 128, heads == kv_heads for all but math and wide. Return 0, or 1 when the back end
  * does not take the case: nothing was done then. */
 int cuda_attention_math(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a);
 int cuda_attention_flash(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a);
 int cuda_attention_sage(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a, int fp8);
+int cuda_attention_wide(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a);
 int cuda_attention_cudnn(struct hv_dev *d, hv_tensor o, hv_tensor q, hv_tensor k, hv_tensor v, const struct hv_attn *a);
+
+/* y = x w^T, y f32 and the others of 16 bits, on 16 bytes: gemm.cu. 0, or 1 when it does not take the case. */
+int cuda_linear_wide(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w);
 
 /* y = x w^T with w I8 or F8_E4M3 as stored, widened in registers: gemm_fused.cu. 0, or 1 when it does not take the case. */
 int cuda_linear_fused(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_act act);

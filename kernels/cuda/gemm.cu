@@ -29,6 +29,7 @@ struct product {
     int64_t rows, cols, depth, batch;
     int64_t ldw, ldx, ldy, step_w, step_y, step_bias;       /* steps between products; x is shared */
     int type, bias_type, epilogue, scaled;                  /* type: of w and x; y is bf16 where that is e4m3 */
+    int wide;                                               /* 1: y is f32 */
     const void *w, *x, *bias;
     const float *scale_w, *scale_x;
     void *y;
@@ -37,7 +38,7 @@ struct product {
 /* What an algorithm is chosen by. ld is zero but for those that the usual algorithm refused. Compared as bytes. */
 struct key {
     int64_t rows, cols, depth, batch, workspace, ld[6];
-    int type, bias_type, epilogue, scaled;
+    int type, bias_type, epilogue, scaled, wide;
 };
 
 struct cuda_choice {
@@ -105,7 +106,7 @@ static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 /* The same product of contiguous matrices, each just on 16 bytes: what the usual algorithm is chosen for. */
 static struct product plainest(struct product p)
 {
-    const int64_t in = 16 / (int64_t)hv_dtype_size((hv_dtype)p.type), out = in < 8 ? in : 8;
+    const int64_t in = 16 / (int64_t)hv_dtype_size((hv_dtype)p.type), out = p.wide ? 4 : in < 8 ? in : 8;
 
     p.ldw = p.ldx = up(p.depth, in);
     p.ldy = up(p.cols, out);
@@ -133,7 +134,7 @@ static void set_batch(cublasLtMatrixLayout_t l, int64_t batch, int64_t step)
 
 static void describe(struct description *t, const struct product *p)
 {
-    const cudaDataType_t in = type_of(p->type), out = p->type == HV_F8_E4M3 ? CUDA_R_16BF : in;
+    const cudaDataType_t in = type_of(p->type), out = p->wide ? CUDA_R_32F : p->type == HV_F8_E4M3 ? CUDA_R_16BF : in;
 
     cublasLtMatmulDescInit(&t->op, CUBLAS_COMPUTE_32F, CUDA_R_32F);
     OP(t, CUBLASLT_MATMUL_DESC_TRANSA, const cublasOperation_t v = CUBLAS_OP_T);
@@ -232,6 +233,7 @@ static int multiply(struct hv_dev *d, const struct product *p)
     key.bias_type = p->bias_type;
     key.epilogue = p->epilogue;
     key.scaled = p->scaled;
+    key.wide = p->wide;
     describe(&t, p);
     struct cuda_choice *c = choose(g, &key, &usual);
     if (!c || !c->found)
@@ -329,6 +331,28 @@ static int lt_linears(struct hv_dev *d, int n, const hv_tensor *y, hv_tensor x, 
     for (int i = 0; after && i < n; i++)
         cuda_linear_finish(d, y[i], NULL, NULL, bias_after.dtype != HV_NONE ? bias[i] : bias_after, act_after);
     return 0;
+}
+
+int cuda_linear_wide(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w)
+{
+    struct product p = {};
+
+    if (w.dtype != x.dtype || y.dtype != HV_F32 || !aligned(x) || !aligned(w) || !aligned(y))
+        return 1;
+    p.rows = x.shape[0];
+    p.cols = w.shape[0];
+    p.depth = x.shape[1];
+    p.batch = 1;
+    p.wide = 1;
+    p.ldw = ld(w);
+    p.ldx = ld(x);
+    p.ldy = ld(y);
+    p.type = x.dtype;
+    p.epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    p.w = w.data;
+    p.x = x.data;
+    p.y = y.data;
+    return multiply(d, &p);
 }
 
 /* One product of e4m3: with the scales, bias and gelu in the epilogue; or with the scales alone; or with nothing. */

@@ -6,9 +6,9 @@
  *     upsample2    y[i][j] = x[i/2][j/2]
  *
  * x, y [T, H, W, C] bf16, f16 or f32, frames, rows and pixels may be strided; sums f64 [G, 2]; weight, bias f32. Any sizes.
- * group_sums: one block a group, one thread the same channel of every k-th pixel; a thread adds in f32 pairs (value and
- * what was lost), which have 48 bits and need no f64 units; then a fixed tree in f64. Neither the launch nor the number of
- * frames of a call changes a bit.
+ * group_sums: threads add in f32 pairs (value and what was lost), which have 48 bits and need no f64 units; then fixed orders in
+ * f64. Where 8 channels lie on 16 bytes and the scratch has room: blocks of 1024 pixels of a frame leave their sums there, and a
+ * second kernel adds them up; else one block a group. Neither the launch nor the number of frames of a call changes a bit.
  * group_norm: a thread has 8 channels of some pixels; mean and 1/std are computed once a block.
  * Traffic: x once for the sums (in pieces of C/G channels); x and y once for the norm. Bound by memory.
  * Error: sums within 1e-12; group_norm within 1e-6 of the largest result, rounded once. */
@@ -131,11 +131,128 @@ group_sums_kernel(double *sums, const T *x, struct pixels p, int each)
     }
 }
 
+/* ---- the same in two steps ---- */
+
+#define PART_THREADS 256
+#define PART_PIXELS  1024               /* of a block */
+#define SUM_FRAMES   128                /* at most, of a call of the second step */
+
+/* Sums of a block's pixels of a frame: parts [frames][parts][groups][2]. A group has 4 channels or a multiple of 8. */
+template <typename T>
+__global__ static void __launch_bounds__(PART_THREADS)
+sum_parts_kernel(double *parts, const T *x, struct pixels p, int channels, int groups)
+{
+    __shared__ double sums[PART_THREADS][2][2];
+    const int wide = channels / CHUNK, lanes = blockDim.x / wide, lane = threadIdx.x / wide, piece = threadIdx.x % wide;
+    const int each = channels / groups;
+    const int64_t first = (int64_t)blockIdx.x * PART_PIXELS, all = p.rows * p.cols;
+    const int64_t end = first + PART_PIXELS < all ? first + PART_PIXELS : all;
+    float s[CHUNK] = {}, more[CHUNK] = {}, q[CHUNK] = {}, rest[CHUNK] = {}, v[CHUNK];
+
+    x += blockIdx.y * p.step[0] + piece * CHUNK;
+    p.frames = 1;
+    for (int64_t i = first + lane; lane < lanes && i < end; i += AHEAD * lanes) {
+        chunk<T> in[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (i + k * lanes < end)
+                in[k] = load_chunk(x + pixel_at(p, i + k * lanes), CHUNK);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            if (i + k * lanes >= end)
+                break;
+            widen(v, in[k]);
+#pragma unroll
+            for (int c = 0; c < CHUNK; c++) {
+                const float v2 = __fmul_rn(v[c], v[c]);         /* one number: not part of an fma */
+                add(&s[c], &more[c], v[c]);
+                add(&q[c], &rest[c], v2);
+                rest[c] += fmaf(v[c], v[c], -v2);
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        double a = 0, b = 0;
+#pragma unroll
+        for (int c = 4 * h; c < 4 * h + 4; c++) {
+            a += (double)s[c] + (double)more[c];
+            b += (double)q[c] + (double)rest[c];
+        }
+        sums[threadIdx.x][h][0] = a;
+        sums[threadIdx.x][h][1] = b;
+    }
+    __syncthreads();
+    for (int g = threadIdx.x; g < groups; g += blockDim.x) {
+        double a = 0, b = 0;
+        for (int half = g * each / 4; half < (g + 1) * each / 4; half++)
+            for (int l = 0; l < lanes; l++) {
+                a += sums[l * wide + half / 2][half % 2][0];
+                b += sums[l * wide + half / 2][half % 2][1];
+            }
+        double *to = parts + (((int64_t)blockIdx.y * gridDim.x + blockIdx.x) * groups + g) * 2;
+        to[0] = a;
+        to[1] = b;
+    }
+}
+
+/* A group a block, a frame a thread. */
+__global__ static void __launch_bounds__(SUM_FRAMES)
+sum_frames_kernel(double *sums, const double *parts, int frames, int n, int groups)
+{
+    __shared__ double frame[SUM_FRAMES][2];
+    double a = 0, b = 0;
+
+    if ((int)threadIdx.x < frames) {
+        const double *from = parts + ((int64_t)threadIdx.x * n * groups + blockIdx.x) * 2;
+#pragma unroll 4
+        for (int i = 0; i < n; i++) {
+            a += from[(int64_t)i * groups * 2];
+            b += from[(int64_t)i * groups * 2 + 1];
+        }
+    }
+    frame[threadIdx.x][0] = a;
+    frame[threadIdx.x][1] = b;
+    __syncthreads();
+    if (threadIdx.x < 2) {
+        double s = sums[2 * blockIdx.x + threadIdx.x];
+        for (int t = 0; t < frames; t++)
+            s += frame[t][threadIdx.x];
+        sums[2 * blockIdx.x + threadIdx.x] = s;
+    }
+}
+
+/* 0, or 1 when it does not take the case: nothing was done then. */
+static int sums_in_parts(struct hv_dev *d, hv_tensor sums, hv_tensor x)
+{
+    const int64_t C = x.shape[3], G = sums.shape[0], each = C / G, size = (int64_t)hv_dtype_size(x.dtype);
+    const int64_t n = (x.shape[1] * x.shape[2] + PART_PIXELS - 1) / PART_PIXELS;
+    int64_t frames = d->scratch.data ? (int64_t)hv_nbytes(d->scratch) / (n * G * 16) : 0;
+
+    if (C % CHUNK || C > CHUNK * PART_THREADS || (each != 4 && each % 8) || !frames || ((uintptr_t)x.data & 15) ||
+        n > INT32_MAX / 2)
+        return 1;
+    for (int a = 0; a < 3; a++)
+        if (x.stride[a] * size % 16)
+            return 1;
+    frames = frames < SUM_FRAMES ? frames : SUM_FRAMES;
+    for (int64_t t = 0; t < x.shape[0]; t += frames) {
+        const int64_t now = x.shape[0] - t < frames ? x.shape[0] - t : frames;
+        const hv_tensor part = hv_rows(x, t, now);
+        double *to = (double *)d->scratch.data;
+        CUDA_FOR_TYPE(x.dtype, T, (sum_parts_kernel<T><<<dim3((unsigned)n, (unsigned)now), PART_THREADS, 0, cuda_stream(d)>>>(
+                                      to, (const T *)part.data, pixels_of(part), (int)C, (int)G)))
+        sum_frames_kernel<<<(unsigned)G, SUM_FRAMES, 0, cuda_stream(d)>>>((double *)sums.data, to, (int)now, (int)n, (int)G);
+    }
+    CUDA_LAUNCHED(d, "group_sums");
+    return 0;
+}
+
 void cuda_group_sums(struct hv_dev *d, hv_tensor sums, hv_tensor x)
 {
     const int each = (int)(x.shape[3] / sums.shape[0]);
 
-    if (!hv_count(x))
+    if (!hv_count(x) || !sums_in_parts(d, sums, x))
         return;
     const unsigned groups = (unsigned)sums.shape[0];
     double *to = (double *)sums.data;

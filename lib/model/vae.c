@@ -208,35 +208,93 @@ int64_t vae_slot_channels(const struct vae_level *l)
 
 /* ---- plan ---- */
 
-static const char *const x_row[VAE_LEVELS] = {"x0", "x1", "x2", "x3"}, *const y_row[VAE_LEVELS] = {"y0", "y1", "y2", "y3"};
-static const char *const ring_row[VAE_LEVELS] = {"ring0", "ring1", "ring2", "ring3"};
-static const char *const cut_row[VAE_LEVELS] = {"cut0", "cut1", "cut2", "cut3"};
-
 static int64_t max64(int64_t a, int64_t b)
 {
     return a > b ? a : b;
 }
 
-static void add_flat(struct hv_plan *p, const char *name, uint32_t phases, int64_t n)
+static const char *const x_row[VAE_LEVELS] = {"x0", "x1", "x2", "x3"}, *const y_row[VAE_LEVELS] = {"y0", "y1", "y2", "y3"};
+static const char *const ring_row[VAE_LEVELS] = {"ring0", "ring1", "ring2", "ring3"};
+static const char *const cut_row[VAE_LEVELS] = {"cut0", "cut1", "cut2", "cut3"};
+
+hv_dtype vae_act(const struct vae_opts *o)
 {
-    hv_plan_add(p, name, HV_F32, phases, 1, &n);
+    return o->act ? o->act : HV_F32;
+}
+
+static void add_flat(struct hv_plan *p, const struct vae_opts *o, const char *name, uint32_t phases, int64_t n)
+{
+    hv_plan_add(p, name, vae_act(o), phases, 1, &n);
+}
+
+/* ---- what a GPU's products need beside ---- */
+
+static int64_t conv_bytes(int64_t co, int64_t ci, int t, int s)
+{
+    return (int64_t)hv_conv_scratch(co, ci, (int64_t[]){3, 3, 3}, (int[]){t, s, s});
+}
+
+/* The most that a convolution packs, and at least what matrix products like to have. */
+static int64_t scratch_bytes(const struct vae_config *c, const struct vae_level *l, enum vae_part part)
+{
+    int64_t n = (int64_t)HV_LINEAR_SCRATCH;
+
+    for (int i = 0; i < VAE_LEVELS; i++) {
+        n = max64(n, max64(conv_bytes(l[i].co, l[i].ci, 1, 1), conv_bytes(l[i].co, l[i].co, 1, 1)));
+        if (part == VAE_DECODER && i < VAE_LEVELS - 1)
+            n = max64(n, conv_bytes(l[i].co, l[i].co, i ? 2 : 1, 2));
+    }
+    return max64(n, conv_bytes(c->channels[VAE_LEVELS - 1], max64(c->latent, c->in), 1, 1));
+}
+
+static void add_gpu(struct hv_plan *p, const struct vae_config *c, const struct vae_opts *o, const struct vae_level *l, int mid)
+{
+    const int64_t N = l[mid].t * l[mid].h * l[mid].w;
+
+    size_t bytes[2];
+
+    /* Where the last level wants the place, all weights but its own make way, and come again with the next tile. */
+    vae_store_bytes(c, o, bytes);
+    hv_plan_add(p, "weights", HV_BYTES, o->keep == VAE_KEEP_ALL ? PH_ALL : ~(PH_RES(3) | PH_HEAD), 1, (int64_t[]){(int64_t)bytes[0]});
+    hv_plan_add(p, "weights.last", HV_BYTES, PH_ALL, 1, (int64_t[]){(int64_t)bytes[1]});
+    hv_plan_add(p, "scratch", HV_BYTES, PH_ALL, 1, (int64_t[]){scratch_bytes(c, l, o->part)});
+    if (c->mid_attention)
+        hv_plan_add(p, "attention", HV_BYTES, PH_MID, 1,
+                    (int64_t[]){(int64_t)hv_attention_scratch(HV_ATT_AUTO, N, N, 1, c->channels[VAE_LEVELS - 1])});
+}
+
+/* The last level in windows. Its head reads the ring of any other last level. */
+static void add_again(struct hv_plan *p, const struct vae_config *c, const struct vae_opts *o, const struct vae_level *l, uint32_t edge)
+{
+    const int i = VAE_LEVELS - 1;
+    const int64_t cells = l->h * l->w;
+
+    add_flat(p, o, "again", PH_RES(i) | edge, vae_again_elements(l, (int)c->layers + 1, o->keep));
+    add_flat(p, o, ring_row[i], edge, (l->window + 2) * cells * l->co);
+    if (o->keep == VAE_KEEP_OUTPUTS)
+        add_flat(p, o, "out3", PH_RES(i) | edge, l->t * cells * l->co);
 }
 
 /* Rows of level i. `edge`: phases in which x is alive besides its own. The ring also serves the sampler behind the level, but
  * for those that double time, which need none. */
-static void add_level(struct hv_plan *p, const struct vae_config *c, enum vae_part part, const struct vae_level *l, int i,
+static void add_level(struct hv_plan *p, const struct vae_config *c, const struct vae_opts *o, const struct vae_level *l, int i,
                       uint32_t edge)
 {
-    const int64_t cells = l->h * l->w, last = i == VAE_LEVELS - 1, down = part == VAE_ENCODER;
+    const int64_t cells = l->h * l->w, last = i == VAE_LEVELS - 1, down = o->part == VAE_ENCODER;
+    const int below = i == VAE_LEVELS - 2 && o->keep != VAE_KEEP_ALL && !down;
     const int64_t next = down ? half(l->t) * half(l->h) * half(l->w) : l->t * cells;
 
-    add_flat(p, x_row[i], edge | PH_RES(i) | PH_OUT(i) | (i ? PH_NEXT(i - 1) : 0), l->t * cells * vae_slot_channels(l));
+    if (last && o->keep != VAE_KEEP_ALL && !down) {
+        add_again(p, c, o, l, edge);
+        return;
+    }
+    add_flat(p, o, x_row[i], edge | PH_RES(i) | PH_OUT(i) | (i ? PH_NEXT(i - 1) : 0), l->t * cells * vae_slot_channels(l));
     if (!last)
-        add_flat(p, y_row[i], PH_OUT(i) | PH_NEXT(i), (down && !i ? l->t * half(l->h) * half(l->w) : next) * l->co);
-    add_flat(p, ring_row[i], edge | PH_RES(i) | (down ? PH_OUT(i) : i ? 0 : PH_NEXT(0)),
+        add_flat(p, o, y_row[i], PH_OUT(i) | PH_NEXT(i) | (below ? PH_RES(i + 1) | PH_HEAD : 0), (down && !i ? l->t * half(l->h) * half(l->w) : next) * l->co);
+    add_flat(p, o, ring_row[i], edge | PH_RES(i) | (down ? PH_OUT(i) : i ? 0 : PH_NEXT(0)),
              (l->window + 2) * cells * max64(max64(l->ci, l->co), i == 0 ? max64(c->in, c->latent) : 0));
     if (l->ci != l->co)
-        add_flat(p, cut_row[i], PH_RES(i), l->window * cells * l->co);
+        add_flat(p, o, cut_row[i], PH_RES(i), l->window * cells * l->co);
 }
 
 static void add_rows(struct hv_plan *p, const struct vae_config *c, const struct vae_opts *o, const struct vae_level *l)
@@ -244,18 +302,23 @@ static void add_rows(struct hv_plan *p, const struct vae_config *c, const struct
     const int down = o->part == VAE_ENCODER, mid = down ? VAE_LEVELS - 1 : 0, last = VAE_LEVELS - 1;
     const int64_t cells = l[mid].t * l[mid].h * l[mid].w, C = c->channels[VAE_LEVELS - 1];
 
-    hv_plan_add(p, "sums", HV_F64, PH_ALL, 3, (int64_t[]){2, c->groups, 2});
+    hv_plan_add(p, "sums", HV_F64, PH_ALL, 3, (int64_t[]){o->keep == VAE_KEEP_NOTHING ? 2 * c->layers + 3 : 2, c->groups, 2});
     for (int i = 0; i < VAE_LEVELS; i++)
-        add_level(p, c, o->part, &l[i], i, (uint32_t)((i == 0 ? PH_IN : 0) | (i == mid ? PH_MID : 0) | (i == last ? PH_HEAD : 0)));
+        add_level(p, c, o, &l[i], i, (uint32_t)((i == 0 ? PH_IN : 0) | (i == mid ? PH_MID : 0) | (i == last ? PH_HEAD : 0)));
     if (c->mid_attention) {
-        add_flat(p, "norm", PH_MID, cells * C);
-        add_flat(p, "q", PH_MID, cells * C);
-        add_flat(p, "k", PH_MID, cells * C);
-        add_flat(p, "v", PH_MID, cells * C);
+        add_flat(p, o, "norm", PH_MID, cells * C);
+        add_flat(p, o, "q", PH_MID, cells * C);
+        add_flat(p, o, "k", PH_MID, cells * C);
+        add_flat(p, o, "v", PH_MID, cells * C);
     }
     if (!down)
-        add_flat(p, "z", PH_IN, 2 * o->t * o->h * o->w * c->latent);
-    add_flat(p, "head", PH_HEAD, l[last].window * l[last].h * l[last].w * (down ? 4 * c->latent : c->out));
+        add_flat(p, o, "z", PH_IN, 2 * o->t * o->h * o->w * c->latent);
+    const int64_t pixels = l[last].window * l[last].h * l[last].w;
+    add_flat(p, o, "head", PH_HEAD, pixels * (down ? 4 * c->latent : c->out));
+    if (vae_act(o) != HV_F32)
+        hv_plan_add(p, "wide", HV_F32, PH_HEAD, 1, (int64_t[]){pixels * (down ? 2 * c->latent : c->out)});
+    if (o->gpu)
+        add_gpu(p, c, o, l, mid);
 }
 
 static int place(struct hv_plan *p, const struct vae_config *c, const struct vae_opts *o, int64_t cells, int64_t *window,
@@ -267,7 +330,10 @@ static int place(struct hv_plan *p, const struct vae_config *c, const struct vae
     vae_levels(c, o->part, o->t, o->h, o->w, l);
     for (int i = 0; i < VAE_LEVELS; i++) {
         const int64_t n = cells / (l[i].h * l[i].w);
-        l[i].window = window[i] = n < 1 ? 1 : n < l[i].t ? n : l[i].t;
+        l[i].window = n < 1 ? 1 : n < l[i].t ? n : l[i].t;
+        if (i == VAE_LEVELS - 1 && o->keep != VAE_KEEP_ALL && o->part == VAE_DECODER)
+            l[i].window = n < 2 ? 2 : (n < l[i].t + 1 ? n : l[i].t + 1) / 2 * 2;         /* pairs of frames */
+        window[i] = l[i].window;
     }
     add_rows(p, c, o, l);
     return hv_plan_place(p, e);
@@ -276,14 +342,16 @@ static int place(struct hv_plan *p, const struct vae_config *c, const struct vae
 /* The longest windows that fit the budget. */
 static int fit(struct hv_plan *p, const struct vae_config *c, const struct vae_opts *o, int64_t *window, struct hv_err *e)
 {
-    for (int64_t cells = o->cells ? o->cells : 32768; cells > 1 && o->budget; cells /= 2) {
+    const int64_t most = o->cells ? o->cells : o->gpu ? 262144 : 32768;
+
+    for (int64_t cells = most; cells > 1 && o->budget; cells /= 2) {
         struct hv_err no = {0};
         if (!place(p, c, o, cells, window, &no))
             return 0;
         if (no.code != HV_ENOMEM)
             break;
     }
-    return place(p, c, o, o->budget ? 1 : o->cells ? o->cells : 32768, window, e);
+    return place(p, c, o, o->budget ? 1 : most, window, e);
 }
 
 int vae_plan(struct hv_plan *p, const struct vae_config *c, const struct vae_opts *o, struct hv_err *e)
@@ -310,6 +378,13 @@ int vae_open(struct vae **out, struct hv_dev *d, struct hv_weights *w, const str
         vae_close(v);
         return e->code;
     }
+    if (o->gpu && d->kind != HV_DRY) {
+        d->scratch = hv_arena_row(v->arena, "scratch");
+        if (vae_store_open(v, e)) {
+            vae_close(v);
+            return e->code;
+        }
+    }
     *out = v;
     return 0;
 }
@@ -318,6 +393,9 @@ void vae_close(struct vae *v)
 {
     if (!v)
         return;
+    vae_store_close(v);
+    if (v->arena && v->o.gpu)
+        v->d->scratch = HV_NO;
     hv_arena_close(v->arena);
     free(v);
 }

@@ -51,11 +51,20 @@ enum vae_part { VAE_ENCODER = 1, VAE_DECODER = 2 };
 void vae_weights(struct hv_wlist *l, const struct vae_config *c);
 void vae_part_weights(struct hv_wlist *l, const struct vae_config *c, int parts);
 
+/* What the decoder keeps of its last level, where the peak is. The bits are those of VAE_KEEP_ALL.
+ * ALL: x in place, h beside it (plan B of vae.md section 8). OUTPUTS: the output of each resnet; what is within, and the upsampled
+ * input, is made again, window by window, for each norm's sums (plan C). NOTHING: all of it is made again from the level below, for
+ * each norm (plan D). */
+enum vae_keep { VAE_KEEP_ALL, VAE_KEEP_OUTPUTS, VAE_KEEP_NOTHING };
+
 struct vae_opts {
     enum vae_part part;
     int64_t t, h, w;                    /* of the largest input: latents for the decoder, frames and pixels for the encoder */
-    int64_t cells;                      /* pixels of a window; 0: the most that fits the budget, up to 32768 */
+    int64_t cells;                      /* pixels of a window; 0: the most that fits the budget, up to 32768, on a GPU 262144 */
     size_t  budget;                     /* of the plan, bytes; 0: none */
+    hv_dtype act;                       /* of activations; HV_NONE: F32 */
+    int     gpu;                        /* 1: rows for weights, and for what a GPU's products and attention need */
+    enum vae_keep keep;
 };
 
 /* The rows of one part at one size. HV_ENOMEM when they pass the budget with windows of one frame. */
@@ -63,7 +72,8 @@ int vae_plan(struct hv_plan *p, const struct vae_config *c, const struct vae_opt
 
 struct vae;
 
-/* Borrows the device and the weights (a list of vae_weights or vae_part_weights). HV_ENOMEM: see vae_plan. */
+/* Borrows the device and the weights (a list of vae_weights or vae_part_weights), which with `gpu` are those of a device of kind
+ * HV_HOST: they are copied to the plan's rows. HV_ENOMEM: see vae_plan. */
 int  vae_open(struct vae **v, struct hv_dev *d, struct hv_weights *w, const struct vae_config *c, const struct vae_opts *o,
               struct hv_err *e);
 void vae_close(struct vae *v);

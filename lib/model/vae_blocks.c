@@ -40,7 +40,7 @@ hv_tensor vae_flat(const struct vae *v, const char *row, int ndim, const int64_t
     return shaped(hv_arena_row(v->arena, row), ndim, shape);
 }
 
-/* c channels of every frame, `at` floats into its slot. */
+/* c channels of every frame, `at` elements into its slot. */
 hv_tensor vae_frames(const struct vae_stream *s, int64_t c, int64_t at)
 {
     hv_tensor t = shaped(s->row, 4, (int64_t[]){1, s->h, s->w, c});
@@ -48,7 +48,7 @@ hv_tensor vae_frames(const struct vae_stream *s, int64_t c, int64_t at)
     t.shape[0] = s->t;
     t.stride[0] = s->slot;
     if (t.data)
-        t.data = (float *)t.data + at;
+        t.data = (char *)t.data + (size_t)at * hv_dtype_size(t.dtype);
     return t;
 }
 
@@ -62,7 +62,7 @@ hv_tensor vae_x(const struct vae_stream *s)
 /* Frames f .. of the source, to the ring's frames `to`. */
 static void put(struct vae *v, struct vae_source *s, hv_tensor to, int64_t f)
 {
-    const hv_tensor x = hv_rows(s->x, f, to.shape[0]);
+    const hv_tensor x = hv_rows(s->x, f - s->base, to.shape[0]);
 
     if (s->kind == VAE_HOST)
         hv_upload(v->d, to, x);
@@ -105,6 +105,12 @@ static hv_tensor sums_of(const struct vae *v, int which)
 void vae_sum(struct vae *v, int which, hv_tensor x)
 {
     hv_fill(v->d, sums_of(v, which), 0);
+    if (x.dtype)
+        vae_sum_more(v, which, x);
+}
+
+void vae_sum_more(struct vae *v, int which, hv_tensor x)
+{
     hv_group_sums(v->d, sums_of(v, which), x);
 }
 
@@ -114,14 +120,14 @@ struct vae_source vae_normed(struct vae *v, hv_tensor x, hv_tensor ring, const c
 
     return (struct vae_source){.kind = VAE_NORM, .x = x, .ring = ring, .stride = 1, .sums = sums_of(v, which),
                                .count = cells * (double)(x.shape[3] / v->c.groups), .act = HV_ACT_SILU, .have = -1,
-                               .weight = hv_weight(v->w, "%s.weight", norm), .bias = hv_weight(v->w, "%s.bias", norm)};
+                               .weight = vae_weight(v, norm, "weight"), .bias = vae_weight(v, norm, "bias")};
 }
 
 /* ---- convolution, resnet ---- */
 
 static void conv(struct vae *v, hv_tensor y, hv_tensor x, const char *name, const struct hv_conv *p)
 {
-    hv_conv(v->d, y, x, hv_weight(v->w, "%s.weight", name), hv_weight(v->w, "%s.bias", name), p);
+    hv_conv(v->d, y, x, vae_weight(v, name, "weight"), vae_weight(v, name, "bias"), p);
 }
 
 void vae_conv1(struct vae *v, hv_tensor y, hv_tensor x, const char *name)
@@ -215,7 +221,10 @@ void vae_resnet(struct vae *v, struct vae_stream *s, hv_tensor ring, hv_tensor c
 
 static void linear(struct vae *v, hv_tensor y, hv_tensor x, const char *name, const char *which)
 {
-    hv_linear(v->d, y, x, hv_weight(v->w, "%s.%s.weight", name, which), hv_weight(v->w, "%s.%s.bias", name, which), HV_ACT_NONE);
+    char full[VAE_NAME];
+
+    vae_name(full, "%s.%s", name, which);
+    hv_linear(v->d, y, x, vae_weight(v, full, "weight"), vae_weight(v, full, "bias"), HV_ACT_NONE);
 }
 
 /* x += to_out(softmax(q k^T / sqrt(C)) v), q, k, v of group_norm(x): one head, tokens (t, y, x); with mid_causal a token sees
@@ -224,7 +233,8 @@ static void attention(struct vae *v, struct vae_stream *s, const char *name)
 {
     const int64_t N = s->t * s->h * s->w, C = s->c;
     const struct hv_attn a = {.heads = 1, .kv_heads = 1, .scale = 1 / sqrtf((float)C),
-                              .step = v->c.mid_causal ? s->h * s->w : 0};
+                              .step = v->c.mid_causal ? s->h * s->w : 0,
+                              .scratch = v->o.gpu ? hv_arena_row(v->arena, "attention") : HV_NO};
     const hv_tensor x = vae_x(s);
     const hv_tensor n4 = vae_flat(v, "norm", 4, x.shape), n = hv_reshape(n4, 2, (int64_t[]){N, C});
     const hv_tensor q = vae_flat(v, "q", 2, n.shape), k = vae_flat(v, "k", 2, n.shape), val = vae_flat(v, "v", 2, n.shape);

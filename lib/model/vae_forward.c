@@ -35,37 +35,62 @@ static void resnets(struct vae *v, struct vae_stream *s, const struct vae_level 
     }
 }
 
-/* conv_norm_out, SiLU, conv_out, window by window; then `after` (quant_conv) and to the host. */
-static void head(struct vae *v, const struct vae_stream *s, const char *part, const char *after, hv_tensor y)
+struct vae_head vae_head_open(struct vae *v, const char *part, const char *after, hv_tensor y, int which)
 {
-    const hv_tensor x = vae_x(s), ring = hv_arena_row(v->arena, ring_row[VAE_LEVELS - 1]);
-    const hv_tensor row = hv_arena_row(v->arena, "head");
-    const int64_t C = y.shape[3], cells = s->h * s->w;
-    char norm[VAE_NAME], name[VAE_NAME];
+    const int64_t *n = y.shape;
+    const int up = v->o.part == VAE_DECODER, last = VAE_LEVELS - 1;
+    struct vae_level l[VAE_LEVELS];
+    char norm[VAE_NAME];
 
+    vae_levels(&v->c, v->o.part, up ? (n[0] + 3) / 4 : 4 * n[0] - 3, up ? n[1] / 8 : 8 * n[1], up ? n[2] / 8 : 8 * n[2], l);
     vae_name(norm, "%s.conv_norm_out", part);
-    vae_name(name, "%s.conv_out.conv", part);
+    const hv_tensor x = hv_view(NULL, vae_act(&v->o), 4, (int64_t[]){n[0], n[1], n[2], l[last].co});
+    return (struct vae_head){.in = vae_normed(v, x, hv_arena_row(v->arena, ring_row[last]), norm, which), .part = part, .after = after, .y = y};
+}
+
+void vae_head_window(struct vae *v, struct vae_head *head, hv_tensor x, int64_t first)
+{
+    const int64_t n = x.shape[0], C = head->y.shape[3], count = n * x.shape[1] * x.shape[2] * C;
+    const int64_t shape[4] = {n, x.shape[1], x.shape[2], C};
+    const hv_tensor row = hv_arena_row(v->arena, "head");
+    hv_tensor out = hv_reshape(hv_rows(row, 0, count), 4, shape);
+    char name[VAE_NAME];
+
+    vae_name(name, "%s.conv_out.conv", head->part);
+    head->in.x = x;
+    head->in.base = first;
+    hv_conv(v->d, out, vae_window(v, &head->in, first, n), vae_weight(v, name, "weight"), vae_weight(v, name, "bias"),
+            &(struct hv_conv){.pad = HV_PAD_REPLICATE});
+    if (head->after) {
+        const hv_tensor q = hv_reshape(hv_rows(row, count, count), 4, shape);
+        vae_tell(v, out, first, "%s", head->part);
+        vae_conv1(v, q, out, head->after);
+        out = q;
+    }
+    if (out.dtype != HV_F32) {
+        const hv_tensor wide = hv_reshape(hv_rows(hv_arena_row(v->arena, "wide"), 0, count), 4, shape);
+        hv_copy(v->d, wide, out);
+        out = wide;
+    }
+    hv_download(v->d, hv_rows(head->y, first, n), out);
+}
+
+static void head_of(struct vae *v, const struct vae_stream *s, const char *part, const char *after, hv_tensor y)
+{
+    const hv_tensor x = vae_x(s);
+
     vae_sum(v, 0, x);
-    struct vae_source in = vae_normed(v, x, ring, norm, 0), plain = in;
+    struct vae_head head = vae_head_open(v, part, after, y, 0);
+    struct vae_source plain = head.in;
     plain.act = HV_ACT_NONE;
-    for (int64_t t = 0; v->trace && t < s->t; t++) {
+    for (int64_t t = 0; v->trace && t < s->t; t++) {            /* before SiLU: nothing else wants it */
         plain.x = hv_rows(x, t, 1);
         plain.have = -1;
-        vae_tell(v, hv_rows(vae_window(v, &plain, 0, 1), 2, 1), t, "%s", norm);
+        vae_tell(v, hv_rows(vae_window(v, &plain, 0, 1), 2, 1), t, "%s.conv_norm_out", part);
     }
     for (int64_t first = 0; first < s->t; first += s->window) {
         const int64_t n = s->t - first < s->window ? s->t - first : s->window;
-        const int64_t shape[4] = {n, s->h, s->w, C}, count = n * cells * C;
-        hv_tensor out = hv_reshape(hv_rows(row, 0, count), 4, shape);
-        hv_conv(v->d, out, vae_window(v, &in, first, n), hv_weight(v->w, "%s.weight", name), hv_weight(v->w, "%s.bias", name),
-                &(struct hv_conv){.pad = HV_PAD_REPLICATE});
-        if (after) {
-            const hv_tensor q = hv_reshape(hv_rows(row, count, count), 4, shape);
-            vae_tell(v, out, first, "%s", part);
-            vae_conv1(v, q, out, after);
-            out = q;
-        }
-        hv_download(v->d, hv_rows(y, first, n), out);
+        vae_head_window(v, &head, hv_rows(x, first, n), first);
     }
 }
 
@@ -95,6 +120,7 @@ void vae_decode(struct vae *v, hv_tensor y, hv_tensor z)
 
     assert(v->o.part == VAE_DECODER && z.shape[0] <= v->o.t && z.shape[1] <= v->o.h && z.shape[2] <= v->o.w);
     levels(v, l, z.shape);
+    vae_store_begin(v);
     s = decoder_in(v, l, z);
     vae_mid(v, &s, hv_arena_row(v->arena, ring_row[0]), "decoder.mid_block");
     for (int i = 0; i < VAE_LEVELS; i++) {
@@ -104,14 +130,19 @@ void vae_decode(struct vae *v, hv_tensor y, hv_tensor z)
         if (i < VAE_LEVELS - 1) {
             const hv_tensor kept = vae_flat(v, y_row[i], 4, vae_x(&s).shape);
             hv_copy(v->d, kept, vae_x(&s));
-            s = stream(v, l, i + 1);
             vae_name(name, "%s.upsamplers.0.conv.conv", block);
+            if (i == VAE_LEVELS - 2 && v->o.keep != VAE_KEEP_ALL) {
+                hv_weights_give(v->w, block);
+                vae_again(v, kept, &l[i + 1], name, "decoder.up_blocks.3", y);
+                return;
+            }
+            s = stream(v, l, i + 1);
             vae_upsample(v, vae_x(&s), kept, hv_arena_row(v->arena, ring_row[i]), (const int[]){i ? 2 : 1, 2, 2}, l[i].window, name);
         }
         vae_tell(v, vae_x(&s), 0, "%s", block);
         hv_weights_give(v->w, block);
     }
-    head(v, &s, "decoder", NULL, y);
+    head_of(v, &s, "decoder", NULL, y);
 }
 
 /* ---- encoder ---- */
@@ -138,6 +169,7 @@ void vae_encode(struct vae *v, hv_tensor moments, hv_tensor x)
 
     assert(v->o.part == VAE_ENCODER && x.shape[0] <= v->o.t && x.shape[1] <= v->o.h && x.shape[2] <= v->o.w);
     levels(v, l, x.shape);
+    vae_store_begin(v);
     struct vae_stream s = stream(v, l, 0);
     struct vae_source in = {.kind = VAE_HOST, .x = x, .ring = hv_arena_row(v->arena, ring_row[0]), .stride = 1, .have = -1};
     vae_conv(v, vae_x(&s), &in, s.window, "encoder.conv_in.conv", (struct hv_conv){0});
@@ -152,7 +184,7 @@ void vae_encode(struct vae *v, hv_tensor moments, hv_tensor x)
         hv_weights_give(v->w, block);
     }
     vae_mid(v, &s, hv_arena_row(v->arena, ring_row[VAE_LEVELS - 1]), "encoder.mid_block");
-    head(v, &s, "encoder", "quant_conv", moments);
+    head_of(v, &s, "encoder", "quant_conv", moments);
 }
 
 /* ---- the distribution ---- */

@@ -228,12 +228,17 @@ static double visible(const struct hv_attn *a, int64_t lq, int64_t lk)
     return sum;
 }
 
-/* SAGE keeps k as bytes, with a scale for every 64 keys of a head, and the mean of each column; SAGE_FP8 v too, with a scale a
+/* One wide head: scores of a block of queries in f32 and rounded to 16 bits, v with its columns as rows.
+ * SAGE keeps k as bytes, with a scale for every 64 keys of a head, and the mean of each column; SAGE_FP8 v too, with a scale a
  * column. Keys count in whole blocks of 64. */
 size_t hv_attention_scratch(enum hv_attention kind, int64_t rows, int64_t kv_rows, int heads, int64_t width)
 {
     const size_t operands = kind == HV_ATT_SAGE ? 1 : kind == HV_ATT_SAGE_FP8 ? 2 : 0, blocks = ((size_t)kv_rows + 63) / 64;
 
+    if (width > 128 && heads == 1 && rows > 0 && kind != HV_ATT_MATH) {
+        const size_t keys = ((size_t)kv_rows + 7) / 8 * 8, block = rows < HV_ATT_ROWS ? (size_t)rows : HV_ATT_ROWS;
+        return keys * (block * 6 + (size_t)width * 2) + 3 * 256;
+    }
     if (!operands || width != 128 || rows <= 0)
         return 0;
     return (size_t)heads * (operands * (blocks * 64 + sizeof(float)) * 128 + blocks * sizeof(float));
@@ -403,6 +408,16 @@ void hv_group_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor sums, d
 
     if (CHECK(d, "group_norm", ok, y, x, sums, weight, bias))
         d->backend->group_norm(d, y, x, sums, count, weight, bias, eps, act);
+}
+
+/* 16 bits an element; 128 outputs by 64 inputs a tile, for every tap of every phase. */
+size_t hv_conv_scratch(int64_t co, int64_t ci, const int64_t k[3], const int up[3])
+{
+    size_t n = (size_t)((co + 127) / 128) * (size_t)((ci + 63) / 64) * 128 * 64 * 2;
+
+    for (int a = 0; a < 3; a++)
+        n *= up && up[a] == 2 ? 4 : (size_t)k[a];       /* 2 phases of 2 taps */
+    return n;
 }
 
 static int64_t pool_size(int64_t n, int k, int s, int pad, int ceil_mode)

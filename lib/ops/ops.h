@@ -58,6 +58,10 @@ void hv_linears(struct hv_dev *d, int n, const hv_tensor *y, hv_tensor x, const 
 #define HV_LINEAR_SCRATCH ((size_t)32 << 20)
 size_t hv_linear_fp8_scratch(int64_t rows, int64_t width);
 
+/* Bytes of d->scratch in which a GPU packs the weights of a convolution; less, and it computes without tensor cores. k, up: kernel and
+ * hv_conv.up. Needs no device. */
+size_t hv_conv_scratch(int64_t co, int64_t ci, const int64_t k[3], const int up[3]);
+
 struct hv_attn {
     int     heads, kv_heads;            /* head h reads k, v of head h / (heads/kv_heads) */
     float   scale;                      /* of q k^T, usually D^-1/2 */
@@ -67,7 +71,9 @@ struct hv_attn {
     hv_tensor scratch;                  /* HV_BYTES, hv_attention_scratch of them or more; or HV_NO where that is 0 */
 };
 
-/* Bytes that a back end needs beside q, k, v and o. Needs no device. kv_rows: Lk. */
+/* Bytes that a back end needs beside q, k, v and o. Needs no device. kv_rows: Lk. One head wider than 128 goes without them too,
+ * slowly. */
+#define HV_ATT_ROWS 1024                /* queries of such a head at a time */
 size_t hv_attention_scratch(enum hv_attention kind, int64_t rows, int64_t kv_rows, int heads, int64_t width);
 
 /* o = softmax(scale q k^T) v per head: q, o [Lq, H*D], k, v [Lk, kv_heads*D]. o may equal q (but for HV_ATT_CUDNN, which then

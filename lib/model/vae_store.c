@@ -1,0 +1,159 @@
+/* The weights of a part on a GPU: one page-locked copy on the host, matrices in the dtype of the activations, and rows of the plan
+ * that it is copied to. Those of the last level ("weights.last") stay; the others ("weights") may lie under what the last level
+ * needs, and are copied again for each tile: 6 ms at full size. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/dtype.h"
+#include "model/vae_net.h"
+
+struct vae_store {
+    struct hv_wlist list;
+    size_t *at;                         /* of each tensor, in its row */
+    char   *host[2];                    /* of each row */
+    size_t  bytes[2];
+    int     there;                      /* the row "weights" holds its weights */
+};
+
+static int is_matrix(const struct hv_wspec *s)
+{
+    return s->ndim >= 2;
+}
+
+static size_t bytes_of(const struct hv_wspec *s, hv_dtype act)
+{
+    return (size_t)hv_shape_count(s->ndim, s->shape) * hv_dtype_size(is_matrix(s) ? act : HV_F32);
+}
+
+/* Row 1: what the last level of the decoder reads, the sampler that leads to it too. */
+static int row_of(const struct hv_wspec *s)
+{
+    static const char *const last[] = {"decoder.up_blocks.3.", "decoder.up_blocks.2.upsamplers", "decoder.conv_norm_out", "decoder.conv_out"};
+
+    for (size_t i = 0; i < sizeof last / sizeof *last; i++)
+        if (!strncmp(s->name, last[i], strlen(last[i])))
+            return 1;
+    return 0;
+}
+
+static void place(const struct hv_wlist *l, hv_dtype act, size_t *at, size_t bytes[2])
+{
+    bytes[0] = bytes[1] = 0;
+    for (int i = 0; i < l->n; i++) {
+        size_t *end = &bytes[row_of(&l->w[i])];
+        if (at)
+            at[i] = *end;
+        *end += (bytes_of(&l->w[i], act) + HV_ALIGN - 1) / HV_ALIGN * HV_ALIGN;
+    }
+}
+
+void vae_store_bytes(const struct vae_config *c, const struct vae_opts *o, size_t bytes[2])
+{
+    struct hv_wlist l = {0};
+
+    vae_part_weights(&l, c, o->part);
+    place(&l, vae_act(o), NULL, bytes);
+    hv_wlist_close(&l);
+}
+
+static void fill(struct vae *v, const struct vae_store *s, float *wide)
+{
+    const hv_dtype act = vae_act(&v->o);
+
+    for (int i = 0; i < s->list.n; i++) {
+        const struct hv_wspec *w = &s->list.w[i];
+        const hv_tensor t = hv_weight(v->w, "%s", w->name);
+        char *to = s->host[row_of(w)] + s->at[i];
+        if (!t.data)
+            return;                     /* a fault of the weights' device */
+        if (t.dtype == (is_matrix(w) ? act : HV_F32)) {
+            memcpy(to, t.data, bytes_of(w, act));
+            continue;
+        }
+        hv_to_f32(wide, t.dtype, t.data, (size_t)hv_count(t));
+        hv_from_f32(act, to, wide, (size_t)hv_count(t));
+    }
+}
+
+int vae_store_open(struct vae *v, struct hv_err *e)
+{
+    struct vae_store *s = v->store = calloc(1, sizeof *s);
+    size_t most = 0;
+    float *wide;
+
+    if (!s)
+        return hv_fail(e, HV_ENOMEM, "vae: out of memory");
+    vae_part_weights(&s->list, &v->c, v->o.part);
+    for (int i = 0; i < s->list.n; i++) {
+        const size_t n = (size_t)hv_shape_count(s->list.w[i].ndim, s->list.w[i].shape);
+        most = n > most ? n : most;
+    }
+    s->at = calloc((size_t)s->list.n + 1, sizeof *s->at);
+    wide = malloc(most * sizeof *wide);
+    if (s->at && wide)
+        place(&s->list, vae_act(&v->o), s->at, s->bytes);
+    for (int k = 0; k < 2 && s->at && wide && !e->code; k++)
+        s->host[k] = s->bytes[k] ? hv_dev_pin(v->d, s->bytes[k], e) : NULL;
+    if (!e->code && (!s->at || !wide))
+        hv_fail(e, HV_ENOMEM, "vae: out of memory");
+    if (!e->code) {
+        fill(v, s, wide);
+        if (s->bytes[1])
+            hv_dev_move(v->d, HV_LANE_COMPUTE, hv_arena_row(v->arena, "weights.last").data, s->bytes[1], s->host[1], s->bytes[1],
+                        s->bytes[1], 1);
+    }
+    free(wide);
+    return e->code;
+}
+
+void vae_store_close(struct vae *v)
+{
+    struct vae_store *s = v->store;
+
+    if (!s)
+        return;
+    for (int k = 0; k < 2; k++)
+        hv_dev_unpin(v->d, s->host[k]);
+    hv_wlist_close(&s->list);
+    free(s->at);
+    free(s);
+    v->store = NULL;
+}
+
+void vae_store_begin(struct vae *v)
+{
+    struct vae_store *s = v->store;
+
+    if (!s || s->there || !s->bytes[0])
+        return;
+    hv_dev_move(v->d, HV_LANE_COMPUTE, hv_arena_row(v->arena, "weights").data, s->bytes[0], s->host[0], s->bytes[0], s->bytes[0], 1);
+    s->there = v->o.part == VAE_ENCODER || v->o.keep == VAE_KEEP_ALL;
+}
+
+static hv_tensor stored(struct vae *v, const char *name)
+{
+    const struct vae_store *s = v->store;
+    int i = 0;
+
+    while (i < s->list.n && strcmp(s->list.w[i].name, name))
+        i++;
+    if (i == s->list.n) {
+        hv_dev_fault(v->d, HV_EINPUT, "weights: %s: not in the list of the network's weights", name);
+        return HV_NO;
+    }
+    const struct hv_wspec *w = &s->list.w[i];
+    const hv_tensor row = hv_arena_row(v->arena, row_of(w) ? "weights.last" : "weights");
+    hv_tensor t = hv_view((char *)row.data + s->at[i], is_matrix(w) ? vae_act(&v->o) : HV_F32, w->ndim, w->shape);
+    t.dev = row.dev;
+    return t;
+}
+
+hv_tensor vae_weight(struct vae *v, const char *name, const char *what)
+{
+    char full[2 * VAE_NAME];
+
+    snprintf(full, sizeof full, "%s.%s", name, what);
+    return v->store ? stored(v, full) : hv_weight(v->w, "%s", full);
+}
