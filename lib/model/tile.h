@@ -13,13 +13,15 @@
  * Only an axis that is longer than its tile starts tiling: of space both axes at once. The rule, waste included, is the reference's
  * (vae/autoencoder_kl_causal_3d.py: spatial_tiled_*, temporal_tiled_*, blend_*); another tile gives another result.
  *
- * Kept: one tile, the assembled frames of one time tile, and of finished tiles the quarters that later blends read. */
+ * Kept: two tiles, the assembled frames of one time tile, and of finished tiles the quarters that later blends read. While a tile
+ * is computed, a thread blends the one before and hands over what is finished. */
 #ifndef HV_TILE_H
 #define HV_TILE_H
 
 #include "core/err.h"
 #include "core/tensor.h"
 #include "mem/plan.h"
+#include "ops/dev.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -31,6 +33,7 @@ struct tile_spec {
     int64_t channels;                   /* of its output */
     int     up;                         /* 1: a decoder, output 4t-3, 8h, 8w; 0: an encoder, ceil(/4), ceil(/8) by halves */
     int64_t frames;                     /* 0: all; else time tiles that begin at or after this output frame are left out */
+    struct hv_dev *dev;                 /* tiles lie in memory that it copies to quickly; NULL: in any. Borrowed */
 };
 
 /* Extents of a tile's input; first element in t, y, x. */
@@ -39,10 +42,11 @@ struct tile_part {
     int     index, of;                  /* i-th of n tiles, for progress */
 };
 
-/* Computes one tile: y [t', h', w', channels] f32 on the host, contiguous. */
+/* Computes one tile: y [t', h', w', channels] f32 on the host, contiguous. In the caller's thread. */
 typedef int tile_net_fn(void *ctx, hv_tensor y, const struct tile_part *part, struct hv_err *e);
 
-/* Takes finished frames first .. of the output: y [n, H, W, channels] f32, which is reused afterwards. */
+/* Takes finished frames first .. of the output: y [n, H, W, channels] f32, which is reused afterwards. In order, one at a time, in
+ * a thread of tile_run's. */
 typedef int tile_emit_fn(void *ctx, hv_tensor y, int64_t first, struct hv_err *e);
 
 /* Extents of the output for an input of n elements: along time, rows, columns. */

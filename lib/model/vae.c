@@ -251,12 +251,15 @@ static void add_gpu(struct hv_plan *p, const struct vae_config *c, const struct 
 {
     const int64_t N = l[mid].t * l[mid].h * l[mid].w;
 
-    size_t bytes[2];
+    size_t bytes[VAE_WEIGHT_ROWS];
+    const int all = o->keep == VAE_KEEP_ALL || o->part == VAE_ENCODER;
+    const uint32_t last = PH_RES(3) | PH_HEAD;
 
-    /* Where the last level wants the place, all weights but its own make way, and come again with the next tile. */
+    /* Where the last levels want the place, all weights but their own make way, and come again with the next tile. */
     vae_store_bytes(c, o, bytes);
-    hv_plan_add(p, "weights", HV_BYTES, o->keep == VAE_KEEP_ALL ? PH_ALL : ~(PH_RES(3) | PH_HEAD), 1, (int64_t[]){(int64_t)bytes[0]});
-    hv_plan_add(p, "weights.last", HV_BYTES, PH_ALL, 1, (int64_t[]){(int64_t)bytes[1]});
+    hv_plan_add(p, "weights", HV_BYTES, all ? PH_ALL : ~(last | PH_RES(2) | PH_OUT(2) | PH_NEXT(2)), 1, (int64_t[]){(int64_t)bytes[0]});
+    hv_plan_add(p, "weights.2", HV_BYTES, all ? PH_ALL : ~last, 1, (int64_t[]){(int64_t)bytes[1]});
+    hv_plan_add(p, "weights.last", HV_BYTES, PH_ALL, 1, (int64_t[]){(int64_t)bytes[2]});
     hv_plan_add(p, "scratch", HV_BYTES, PH_ALL, 1, (int64_t[]){scratch_bytes(c, l, o->part)});
     if (c->mid_attention)
         hv_plan_add(p, "attention", HV_BYTES, PH_MID, 1,

@@ -87,8 +87,9 @@ void vae_tell(struct vae *v, hv_tensor t, int64_t first, const char *fmt, ...) _
 struct vae_head vae_head_open(struct vae *v, const char *part, const char *after, hv_tensor y, int which);
 void vae_head_window(struct vae *v, struct vae_head *head, hv_tensor x, int64_t first);
 
-/* vae_store.c. Bytes of the rows "weights" and "weights.last". begin: before a tile. */
-void vae_store_bytes(const struct vae_config *c, const struct vae_opts *o, size_t bytes[2]);
+/* vae_store.c. Bytes of the rows "weights", "weights.2" and "weights.last". begin: before a tile. */
+#define VAE_WEIGHT_ROWS 3
+void vae_store_bytes(const struct vae_config *c, const struct vae_opts *o, size_t bytes[VAE_WEIGHT_ROWS]);
 int  vae_store_open(struct vae *v, struct hv_err *e);
 void vae_store_close(struct vae *v);
 void vae_store_begin(struct vae *v);

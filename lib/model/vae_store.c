@@ -1,6 +1,6 @@
 /* The weights of a part on a GPU: one page-locked copy on the host, matrices in the dtype of the activations, and rows of the plan
- * that it is copied to. Those of the last level ("weights.last") stay; the others ("weights") may lie under what the last level
- * needs, and are copied again for each tile: 6 ms at full size. */
+ * that it is copied to. Those of the decoder's last level ("weights.last") stay; the others ("weights", and "weights.2" of the level
+ * before) may lie under what later levels need, and are copied again for each tile: 6 ms at full size. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,10 +12,12 @@
 struct vae_store {
     struct hv_wlist list;
     size_t *at;                         /* of each tensor, in its row */
-    char   *host[2];                    /* of each row */
-    size_t  bytes[2];
-    int     there;                      /* the row "weights" holds its weights */
+    char   *host[VAE_WEIGHT_ROWS];      /* of each row */
+    size_t  bytes[VAE_WEIGHT_ROWS];
+    int     there;                      /* all rows hold their weights */
 };
+
+static const char *const rows[VAE_WEIGHT_ROWS] = {"weights", "weights.2", "weights.last"};
 
 static int is_matrix(const struct hv_wspec *s)
 {
@@ -27,20 +29,20 @@ static size_t bytes_of(const struct hv_wspec *s, hv_dtype act)
     return (size_t)hv_shape_count(s->ndim, s->shape) * hv_dtype_size(is_matrix(s) ? act : HV_F32);
 }
 
-/* Row 1: what the last level of the decoder reads, the sampler that leads to it too. */
+/* The sampler that leads to the last level is part of it. */
 static int row_of(const struct hv_wspec *s)
 {
     static const char *const last[] = {"decoder.up_blocks.3.", "decoder.up_blocks.2.upsamplers", "decoder.conv_norm_out", "decoder.conv_out"};
 
     for (size_t i = 0; i < sizeof last / sizeof *last; i++)
         if (!strncmp(s->name, last[i], strlen(last[i])))
-            return 1;
-    return 0;
+            return 2;
+    return !strncmp(s->name, "decoder.up_blocks.2.", 20);
 }
 
-static void place(const struct hv_wlist *l, hv_dtype act, size_t *at, size_t bytes[2])
+static void place(const struct hv_wlist *l, hv_dtype act, size_t *at, size_t bytes[VAE_WEIGHT_ROWS])
 {
-    bytes[0] = bytes[1] = 0;
+    memset(bytes, 0, VAE_WEIGHT_ROWS * sizeof *bytes);
     for (int i = 0; i < l->n; i++) {
         size_t *end = &bytes[row_of(&l->w[i])];
         if (at)
@@ -49,7 +51,7 @@ static void place(const struct hv_wlist *l, hv_dtype act, size_t *at, size_t byt
     }
 }
 
-void vae_store_bytes(const struct vae_config *c, const struct vae_opts *o, size_t bytes[2])
+void vae_store_bytes(const struct vae_config *c, const struct vae_opts *o, size_t bytes[VAE_WEIGHT_ROWS])
 {
     struct hv_wlist l = {0};
 
@@ -77,6 +79,15 @@ static void fill(struct vae *v, const struct vae_store *s, float *wide)
     }
 }
 
+static void send(struct vae *v, int row)
+{
+    const struct vae_store *s = v->store;
+
+    if (s->bytes[row])
+        hv_dev_move(v->d, HV_LANE_COMPUTE, hv_arena_row(v->arena, rows[row]).data, s->bytes[row], s->host[row], s->bytes[row],
+                    s->bytes[row], 1);
+}
+
 int vae_store_open(struct vae *v, struct hv_err *e)
 {
     struct vae_store *s = v->store = calloc(1, sizeof *s);
@@ -94,15 +105,13 @@ int vae_store_open(struct vae *v, struct hv_err *e)
     wide = malloc(most * sizeof *wide);
     if (s->at && wide)
         place(&s->list, vae_act(&v->o), s->at, s->bytes);
-    for (int k = 0; k < 2 && s->at && wide && !e->code; k++)
+    for (int k = 0; k < VAE_WEIGHT_ROWS && s->at && wide && !e->code; k++)
         s->host[k] = s->bytes[k] ? hv_dev_pin(v->d, s->bytes[k], e) : NULL;
     if (!e->code && (!s->at || !wide))
         hv_fail(e, HV_ENOMEM, "vae: out of memory");
     if (!e->code) {
         fill(v, s, wide);
-        if (s->bytes[1])
-            hv_dev_move(v->d, HV_LANE_COMPUTE, hv_arena_row(v->arena, "weights.last").data, s->bytes[1], s->host[1], s->bytes[1],
-                        s->bytes[1], 1);
+        send(v, VAE_WEIGHT_ROWS - 1);
     }
     free(wide);
     return e->code;
@@ -114,7 +123,7 @@ void vae_store_close(struct vae *v)
 
     if (!s)
         return;
-    for (int k = 0; k < 2; k++)
+    for (int k = 0; k < VAE_WEIGHT_ROWS; k++)
         hv_dev_unpin(v->d, s->host[k]);
     hv_wlist_close(&s->list);
     free(s->at);
@@ -126,9 +135,10 @@ void vae_store_begin(struct vae *v)
 {
     struct vae_store *s = v->store;
 
-    if (!s || s->there || !s->bytes[0])
+    if (!s || s->there)
         return;
-    hv_dev_move(v->d, HV_LANE_COMPUTE, hv_arena_row(v->arena, "weights").data, s->bytes[0], s->host[0], s->bytes[0], s->bytes[0], 1);
+    for (int k = 0; k < VAE_WEIGHT_ROWS - 1; k++)
+        send(v, k);
     s->there = v->o.part == VAE_ENCODER || v->o.keep == VAE_KEEP_ALL;
 }
 
@@ -144,7 +154,7 @@ static hv_tensor stored(struct vae *v, const char *name)
         return HV_NO;
     }
     const struct hv_wspec *w = &s->list.w[i];
-    const hv_tensor row = hv_arena_row(v->arena, row_of(w) ? "weights.last" : "weights");
+    const hv_tensor row = hv_arena_row(v->arena, rows[row_of(w)]);
     hv_tensor t = hv_view((char *)row.data + s->at[i], is_matrix(w) ? vae_act(&v->o) : HV_F32, w->ndim, w->shape);
     t.dev = row.dev;
     return t;

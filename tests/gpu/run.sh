@@ -6,7 +6,7 @@ set -u
 
 : "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}"
 : "${UNITS:=test_ops test_ops_image test_dit}"          # programs of tests/unit that heed HV_TEST_DEVICE
-: "${GOLDENS:=transformer sampling}"                    # folders of tests/golden
+: "${GOLDENS:=transformer sampling vae}"                    # folders of tests/golden
 : "${SANITIZED:=test_ops}"                              # of UNITS, under memcheck
 : "${RACED:=attention attention_k* norms qk_norm* rope* copy_c* gather* dequantize residuals}"      # tests of test_ops, under racecheck
 : "${SANITIZER_SECONDS:=900}"                           # for one program
@@ -109,7 +109,7 @@ fi
 tap test_device "$probe"
 for t in $UNITS; do
     if [ -x "$BUILD/tests/unit/$t" ]; then
-        for act in bf16 f32; do
+        for act in bf16 f16 f32; do
             tap "$t ($act)" env HV_TEST_ACT=$act "$BUILD/tests/unit/$t"
         done
     else

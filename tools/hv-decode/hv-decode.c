@@ -11,16 +11,18 @@
 #include "io/video.h"
 #include "mem/part.h"
 #include "model/tile.h"
-#include "model/vae.h"
+#include "model/vae_stage.h"
 
 #define PART "vae"
 
 static struct options {
     struct hv_common c;
-    const char *format, *sound, *tile, *plan;
+    const char *format, *sound, *tile, *plan, *keep, *dtype;
     int64_t     crf;
     struct hv_size vram;
     enum hv_video_format kind;
+    int         keep_what;
+    hv_dtype    act;
     int64_t     size, tsize;            /* of --tile; 0: the model's */
 } o = {.crf = 18};
 
@@ -30,6 +32,8 @@ static const struct hv_opt opts[] = {
     {"crf", 0, HV_OPT_INT, &o.crf, "N", "quality of the mp4, 0 (lossless) to 51 (default: 18)", 0, 51},
     {"tile", 0, HV_OPT_STR, &o.tile, "SIZE/TSIZE", "tile in pixels and frames (default: the model's); another tile is another result", 0, 0},
     {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "budget of device memory: 512M, 4G, 90%, -1G", 0, 0},
+    {"keep", 0, HV_OPT_STR, &o.keep, "WHAT", "of the last level: all, outputs, nothing, auto (default: the most that fits)", 0, 0},
+    {"dtype", 0, HV_OPT_STR, &o.dtype, "TYPE", "of activations on a GPU: f16, bf16, f32 (default: f16)", 0, 0},
     {"plan", 0, HV_OPT_OPTSTR, &o.plan, "json", "print the memory plan and the work; compute nothing", 0, 0},
     {0}
 };
@@ -40,12 +44,11 @@ struct job {
     struct vae_config config;
     struct tile_spec  spec;
     struct hv_operands in;
+    struct vae_stage stage;
     hv_tensor latents;                  /* [C, f, h, w] of the operand */
     int64_t   frames, done;
     double    fps;
     float    *z;                        /* the same, unscaled */
-    struct hv_dev   *dev;
-    struct vae      *net;
     struct hv_video *video;
     struct hv_progress progress;
     uint8_t  *rgb;                      /* one frame, or all of them for -f st */
@@ -85,6 +88,10 @@ static int parse(int argc, char **argv, struct hv_err *e)
         return hv_fail(e, HV_EUSAGE, "-f %s: expected mp4, y4m, rgb, png or st", o.format);
     if (o.kind == HV_VIDEO_NONE && !o.plan)
         return hv_fail(e, HV_EUSAGE, "-o %s: the name tells no format; use -f mp4, y4m, rgb, png or st", o.c.output);
+    if (vae_keep_of(o.keep ? o.keep : "auto", &o.keep_what))
+        return hv_fail(e, HV_EUSAGE, "--keep %s: all, outputs, nothing or auto", o.keep);
+    if (vae_act_parse(o.dtype, o.c.device, &o.act, e))
+        return e->code;
     if (o.sound && o.kind != HV_VIDEO_MP4)
         return hv_fail(e, HV_EUSAGE, "--sound: only an mp4 has sound");
     return parse_tile(e);
@@ -162,10 +169,10 @@ static int decode_tile(void *ctx, hv_tensor y, const struct tile_part *p, struct
         y.data = j->scratch;
     else
         hv_progress_step(&j->progress, "tile", p->index, p->of);
-    vae_decode(j->net, y, z);
+    vae_decode(j->stage.net, y, z);
     if (!o.plan)
         hv_progress_step(&j->progress, "tile", p->index + 1, p->of);
-    return hv_dev_sync(j->dev, e);
+    return hv_dev_sync(j->stage.dev, e);
 }
 
 /* byte = trunc(clamp(x / 2 + 0.5, 0, 1) * 255) */
@@ -208,28 +215,24 @@ static int write_st(const struct job *j, struct hv_err *e)
     return e->code;
 }
 
-static int print_plan(struct job *j, const struct vae_opts *vo, struct hv_err *e)
+static int print_plan(struct job *j, struct hv_err *e)
 {
-    struct hv_plan p;
+    struct hv_plan p, host = {0};
     int64_t big[3];
 
     tile_largest(&j->spec, big);
     j->scratch = malloc((size_t)(tile_out(&j->spec, 0, big[0]) * big[1] * big[2] * 64 * 3) * sizeof *j->scratch);
     if (!j->scratch)
         return hv_fail(e, HV_ENOMEM, "out of memory");
-    if (tile_run(&j->spec, decode_tile, j, NULL, NULL, e) || vae_plan(&p, &j->config, vo, e))
+    if (tile_run(&j->spec, decode_tile, j, NULL, NULL, e) || vae_plan(&p, &j->config, &j->stage.opts, e))
         return e->code;
-    tile_plan(&p, &j->spec);
-    hv_plan_add(&p, "host.z", HV_F32, UINT32_MAX, 4, j->latents.shape);
-    hv_plan_add(&p, "host.rgb", HV_U8, UINT32_MAX, 4,
+    tile_plan(&host, &j->spec);
+    hv_plan_add(&host, "host.z", HV_F32, UINT32_MAX, 4, j->latents.shape);
+    hv_plan_add(&host, "host.rgb", HV_U8, UINT32_MAX, 4,
                 (int64_t[]){o.kind == HV_VIDEO_ST ? j->frames : 1, 8 * j->spec.h, 8 * j->spec.w, 3});
     if (o.kind == HV_VIDEO_Y4M || o.kind == HV_VIDEO_MP4)
-        hv_plan_add(&p, "host.yuv", HV_U8, UINT32_MAX, 3, (int64_t[]){3, 8 * j->spec.h, 8 * j->spec.w});
-    p.budget = 0;
-    if (hv_plan_place(&p, e))
-        return e->code;
-    (*o.plan ? hv_plan_print_json : hv_plan_print)(&p, j->dev, stdout);
-    return 0;
+        hv_plan_add(&host, "host.yuv", HV_U8, UINT32_MAX, 3, (int64_t[]){3, 8 * j->spec.h, 8 * j->spec.w});
+    return vae_stage_print(&j->stage, &p, &host, *o.plan != 0, e);
 }
 
 static int open_video(struct job *j, struct hv_err *e)
@@ -246,32 +249,24 @@ static int open_video(struct job *j, struct hv_err *e)
 
 static int compute(struct job *j, struct hv_err *e)
 {
-    struct hv_weights *w = NULL;
-    struct hv_wlist list = {0};
-    struct vae_opts vo = {.part = VAE_DECODER, .budget = hv_size_budget(&o.vram)};
     int64_t big[3];
-    int rc = hv_dev_open(&j->dev, o.plan ? "dry" : o.c.device, (int)o.c.threads, e);
 
+    j->stage = (struct vae_stage){.part = VAE_DECODER, .device = o.c.device, .model = o.c.model, .threads = (int)o.c.threads,
+                                  .vram = &o.vram, .act = o.act, .keep = o.keep_what, .plan_only = o.plan != NULL};
     tile_largest(&j->spec, big);
-    vo.t = big[0], vo.h = big[1], vo.w = big[2];
-    vae_part_weights(&list, &j->config, VAE_DECODER);
-    if (!rc)
-        rc = hv_part_weights(&w, j->dev, o.c.model, PART, &list, e);
-    if (!rc)
-        rc = vae_open(&j->net, j->dev, w, &j->config, &vo, e);
+    int rc = vae_stage_open(&j->stage, &j->config, big, e);
     if (!rc && !o.plan)
         rc = open_video(j, e);
     hv_progress_open(&j->progress, &cli);
+    j->spec.dev = j->stage.opts.gpu && !o.plan ? j->stage.dev : NULL;
     if (!rc)
-        rc = o.plan ? print_plan(j, &vo, e) : tile_run(&j->spec, decode_tile, j, take_frames, j, e);
+        rc = o.plan ? print_plan(j, e) : tile_run(&j->spec, decode_tile, j, take_frames, j, e);
     hv_progress_close(&j->progress);
-    if (!rc)
-        snprintf(j->model, sizeof j->model, "%s", hv_weights_digest(w));
-
-    vae_close(j->net);
-    hv_weights_close(w);
-    hv_wlist_close(&list);
-    hv_dev_close(j->dev);
+    if (!rc) {
+        snprintf(j->model, sizeof j->model, "%s", hv_weights_digest(j->stage.weights));
+        vae_stage_say(&j->stage, &cli);
+    }
+    vae_stage_close(&j->stage);
     return rc;
 }
 

@@ -316,8 +316,6 @@ static int compute(struct denoise_job *j, struct settings *s, struct state *st, 
         } else {
             name_smaller(dev, &f, s, j, e);
         }
-    } else if (dev && w) {
-        name_smaller(dev, &f, s, j, e);
     }
     hv_progress_close(&progress);
     if (net && !e->code)

@@ -7,35 +7,13 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "mem/budget.h"
+
 #define MIB ((size_t)1 << 20)
 
 static int is_cuda(void)
 {
-    return !strncmp(o.c.device, "cuda", 4);
-}
-
-/* Bytes for the table of the device; 0: no budget. On a GPU its context counts, and what is free now is a budget of itself. */
-static int device_budget(size_t *budget, size_t context, const struct hv_dev_info *info, struct hv_err *e)
-{
-    const uint64_t spare = 512 * MIB;
-    uint64_t bytes;
-
-    *budget = 0;
-    if (!is_cuda() || (!info && o.vram.kind == HV_SIZE_UNSET)) {
-        *budget = is_cuda() ? 0 : hv_size_budget(&o.vram);
-        return 0;
-    }
-    if (!info && o.vram.kind != HV_SIZE_BYTES)
-        return hv_fail(e, HV_EUSAGE, "--vram: a share of the free memory needs the device; give a size, as 4G");
-    bytes = o.vram.kind == HV_SIZE_UNSET ? info->free + context - (info->free > 2 * spare ? spare : 0) :
-            hv_size_bytes(&o.vram, info ? info->free + context : 0);
-    if (info && bytes > info->free + context)
-        bytes = info->free + context;
-    if (bytes <= context)
-        return hv_fail(e, HV_ENOMEM, "plan: budget %.1f MiB; the context alone takes %.1f", (double)bytes / (double)MIB,
-                       (double)context / (double)MIB);
-    *budget = (size_t)bytes - context;
-    return 0;
+    return hv_is_cuda(o.c.device);
 }
 
 static int check_ram(const struct hv_plan *device, const struct hv_plan *host, struct hv_err *e)
@@ -67,13 +45,13 @@ int fit(struct fitted *f, const struct settings *s, const struct denoise_job *j,
     denoise_size(&f->size, j);
     if (is_cuda()) {
         dit_for_device(&f->size, &f->choice, &f->machine, j->config, HV_CUDA, info, weights, s->fp8);
-        f->context = (info && info->context ? (size_t)info->context : CONTEXT_MIB * MIB) + LATER_MIB * MIB +
+        f->context = hv_context_bytes(info) + LATER_MIB * MIB +
                      (f->choice.attention == HV_ATT_CUDNN ? CUDNN_MIB * MIB : 0);
     } else {
         f->choice.resident_blocks = 0;
     }
     denoise_host_rows(&loop, j);
-    if (hv_plan_place(&loop, e) || device_budget(&b.device, f->context, info, e))
+    if (hv_plan_place(&loop, e) || hv_device_budget(&b.device, o.c.device, &o.vram, f->context, info, e))
         return e->code;
     b.machine = f->machine;
     if (is_cuda() && o.ram.kind != HV_SIZE_UNSET)

@@ -11,7 +11,7 @@
 #include "io/st.h"
 #include "mem/part.h"
 #include "model/tile.h"
-#include "model/vae.h"
+#include "model/vae_stage.h"
 
 #define PART   "vae"
 #define FRAMES 33                       /* latent frames of 129 video frames */
@@ -20,7 +20,8 @@ static struct options {
     struct hv_common c;
     int64_t     tier, seed;
     int         no_exif;
-    const char *noise, *plan;
+    const char *noise, *plan, *dtype;
+    hv_dtype    act;
     struct hv_size vram;
 } o = {.tier = 704, .seed = -1};
 
@@ -30,6 +31,7 @@ static const struct hv_opt opts[] = {
     {"sample-seed", 0, HV_OPT_INT, &o.seed, "N", "sample the posterior, as the reference does; else its mean", 0, 9e15},
     {"noise", 0, HV_OPT_STR, &o.noise, "FILE", "sample the posterior with tensor `noise' [C, 33, h, w] of FILE", 0, 0},
     {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "budget of device memory: 512M, 4G, 90%, -1G", 0, 0},
+    {"dtype", 0, HV_OPT_STR, &o.dtype, "TYPE", "of activations on a GPU: f16, bf16, f32 (default: f16)", 0, 0},
     {"plan", 0, HV_OPT_OPTSTR, &o.plan, "json", "print the memory plan and the work; compute nothing", 0, 0},
     {0}
 };
@@ -40,8 +42,7 @@ static const struct hv_cli cli = {"hv-encode", "PICTURE", "Turns a portrait into
 struct job {
     struct vae_config config;
     struct tile_spec  spec;
-    struct hv_dev    *dev;
-    struct vae       *net;
+    struct vae_stage  stage;
     struct hv_progress progress;
     hv_tensor x;                        /* the picture, [1, H, W, 3] in -1..1 */
     float    *moments;                  /* [h, w, 2 C] */
@@ -56,6 +57,8 @@ static int parse(int argc, char **argv, struct hv_err *e)
         return rc;
     if (o.plan && *o.plan && strcmp(o.plan, "json"))
         return hv_fail(e, HV_EUSAGE, "--plan=%s: json, or nothing", o.plan);
+    if (vae_act_parse(o.dtype, o.c.device, &o.act, e))
+        return e->code;
     if (o.noise && o.seed >= 0)
         return hv_fail(e, HV_EUSAGE, "--noise and --sample-seed: one of them");
     return 0;
@@ -104,10 +107,10 @@ static int encode_tile(void *ctx, hv_tensor y, const struct tile_part *p, struct
     hv_progress_step(&j->progress, "tile", p->index, p->of);
     if (!y.data)
         y.data = j->moments;            /* dry: as large as the largest tile at least */
-    vae_encode(j->net, y, x);
+    vae_encode(j->stage.net, y, x);
     if (!o.plan)
         hv_progress_step(&j->progress, "tile", p->index + 1, p->of);
-    return hv_dev_sync(j->dev, e);
+    return hv_dev_sync(j->stage.dev, e);
 }
 
 static int keep(void *ctx, hv_tensor y, int64_t first, struct hv_err *e)
@@ -122,54 +125,40 @@ static int keep(void *ctx, hv_tensor y, int64_t first, struct hv_err *e)
     return 0;
 }
 
-static int print_plan(struct job *j, const struct vae_opts *vo, struct hv_err *e)
+static int print_plan(struct job *j, struct hv_err *e)
 {
-    struct hv_plan p;
+    struct hv_plan p, host = {0};
     const int64_t *n = j->x.shape, cells = tile_out(&j->spec, 1, n[1]) * tile_out(&j->spec, 2, n[2]), C = j->config.latent;
 
-    if (tile_run(&j->spec, encode_tile, j, NULL, NULL, e) || vae_plan(&p, &j->config, vo, e))
+    if (tile_run(&j->spec, encode_tile, j, NULL, NULL, e) || vae_plan(&p, &j->config, &j->stage.opts, e))
         return e->code;
-    tile_plan(&p, &j->spec);
-    hv_plan_add(&p, "host.picture", HV_F32, UINT32_MAX, 4, n);
-    hv_plan_add(&p, "host.moments", HV_F32, UINT32_MAX, 1, (int64_t[]){2 * cells * C});
-    hv_plan_add(&p, "host.latents", HV_F32, UINT32_MAX, 1, (int64_t[]){(o.seed >= 0 ? 2 : 1) * FRAMES * cells * C});
-    p.budget = 0;
-    if (hv_plan_place(&p, e))
-        return e->code;
-    (*o.plan ? hv_plan_print_json : hv_plan_print)(&p, j->dev, stdout);
-    return 0;
+    tile_plan(&host, &j->spec);
+    hv_plan_add(&host, "host.picture", HV_F32, UINT32_MAX, 4, n);
+    hv_plan_add(&host, "host.moments", HV_F32, UINT32_MAX, 1, (int64_t[]){2 * cells * C});
+    hv_plan_add(&host, "host.latents", HV_F32, UINT32_MAX, 1, (int64_t[]){(o.seed >= 0 ? 2 : 1) * FRAMES * cells * C});
+    return vae_stage_print(&j->stage, &p, &host, *o.plan != 0, e);
 }
 
 static int compute(struct job *j, struct hv_err *e)
 {
-    struct hv_weights *w = NULL;
-    struct hv_wlist list = {0};
-    struct vae_opts vo = {.part = VAE_ENCODER, .budget = hv_size_budget(&o.vram)};
     int64_t big[3];
-    int rc = hv_dev_open(&j->dev, o.plan ? "dry" : o.c.device, (int)o.c.threads, e);
 
+    j->stage = (struct vae_stage){.part = VAE_ENCODER, .device = o.c.device, .model = o.c.model, .threads = (int)o.c.threads,
+                                  .vram = &o.vram, .act = o.act, .keep = VAE_KEEP_AUTO, .plan_only = o.plan != NULL};
     tile_largest(&j->spec, big);
-    vo.t = big[0], vo.h = big[1], vo.w = big[2];
-    vae_part_weights(&list, &j->config, VAE_ENCODER);
     j->moments = calloc((size_t)(tile_out(&j->spec, 1, j->spec.h) * tile_out(&j->spec, 2, j->spec.w) * j->spec.channels),
                         sizeof *j->moments);
-    if (!rc && !j->moments)
-        rc = hv_fail(e, HV_ENOMEM, "out of memory");
-    if (!rc)
-        rc = hv_part_weights(&w, j->dev, o.c.model, PART, &list, e);
-    if (!rc)
-        rc = vae_open(&j->net, j->dev, w, &j->config, &vo, e);
+    int rc = j->moments ? vae_stage_open(&j->stage, &j->config, big, e) : hv_fail(e, HV_ENOMEM, "out of memory");
     hv_progress_open(&j->progress, &cli);
+    j->spec.dev = j->stage.opts.gpu && !o.plan ? j->stage.dev : NULL;
     if (!rc)
-        rc = o.plan ? print_plan(j, &vo, e) : tile_run(&j->spec, encode_tile, j, keep, j, e);
+        rc = o.plan ? print_plan(j, e) : tile_run(&j->spec, encode_tile, j, keep, j, e);
     hv_progress_close(&j->progress);
-    if (!rc)
-        snprintf(j->model, sizeof j->model, "%s", hv_weights_digest(w));
-
-    vae_close(j->net);
-    hv_weights_close(w);
-    hv_wlist_close(&list);
-    hv_dev_close(j->dev);
+    if (!rc) {
+        snprintf(j->model, sizeof j->model, "%s", hv_weights_digest(j->stage.weights));
+        vae_stage_say(&j->stage, &cli);
+    }
+    vae_stage_close(&j->stage);
     return rc;
 }
 
