@@ -178,45 +178,46 @@ struct pack {
     char       *to;
     const void *w;
     const float *scale;
-    int64_t     pieces;                 /* of 16 bytes */
     int         ci, co, k[3], tap[3], first[CONV_PHASES][3];   /* first: taps of w that the first of two summed ones has */
-    int         taps, slices, across, wtype, wsize, rounded;
+    int         phases, taps, slices, across, wtype, wsize, rounded;
 };
 
-/* One piece: 8 input channels of an output and a tap, summed over the taps of w that meet in it. */
+/* An output and 64 of its input channels a block, all phases: what w has of them lies together. */
 template <typename T> __global__ static void __launch_bounds__(256) pack_kernel(const struct pack p)
 {
-    const int64_t n = (int64_t)blockIdx.x * 256 + threadIdx.x;
-    float v[CHUNK] = {};
+    extern __shared__ float raw[];
+    const int o = blockIdx.x, slice = blockIdx.y, each = p.k[0] * p.k[1] * p.k[2];
+    const int channels = min(CONV_BK, p.ci - slice * CONV_BK);
 
-    if (n >= p.pieces)
-        return;
-    const int piece = (int)(n % 8), r = (int)(n / 8 % CONV_BN);
-    const int64_t tile = n / (8 * CONV_BN);
-    const int slice = (int)(tile % p.slices), tap = (int)(tile / p.slices % p.taps);
-    const int o = (int)(tile / p.slices / p.taps % p.across) * CONV_BN + r, phase = (int)(tile / p.slices / p.taps / p.across);
-    const int t[3] = {tap / (p.tap[1] * p.tap[2]), tap / p.tap[2] % p.tap[1], tap % p.tap[2]};
-    const int64_t each = (int64_t)p.k[0] * p.k[1] * p.k[2];
-    int from[3], to[3];
-
-#pragma unroll
-    for (int a = 0; a < 3; a++) {
-        const int summed = p.tap[a] != p.k[a];
-        from[a] = !summed ? t[a] : t[a] ? p.first[phase][a] : 0;
-        to[a] = !summed ? t[a] + 1 : t[a] ? p.k[a] : p.first[phase][a];
+    for (int i = threadIdx.x; i < CONV_BK * each; i += 256) {
+        float v = 0;
+        if (o < p.co && i < channels * each) {
+            const float q = load_any((const char *)p.w + (((int64_t)o * p.ci + slice * CONV_BK) * each + i) * p.wsize, p.wtype);
+            v = !p.scale ? q : p.rounded ? __bfloat162float(__float2bfloat16_rn(q * p.scale[o])) : q * p.scale[o];
+        }
+        raw[i] = v;
     }
+    __syncthreads();
+    for (int n = threadIdx.x; n < p.phases * p.taps * 8; n += 256) {        /* a piece of 8 channels of a tap */
+        const int piece = n % 8, tap = n / 8 % p.taps, phase = n / 8 / p.taps, r = o % CONV_BN;
+        const int t[3] = {tap / (p.tap[1] * p.tap[2]), tap / p.tap[2] % p.tap[1], tap % p.tap[2]};
+        int from[3], to[3];
+        float v[CHUNK] = {};
 #pragma unroll
-    for (int i = 0; i < CHUNK; i++) {
-        const int c = slice * CONV_BK + piece * CHUNK + i;
-        for (int a = from[0]; o < p.co && c < p.ci && a < to[0]; a++)
+        for (int a = 0; a < 3; a++) {
+            const int summed = p.tap[a] != p.k[a];
+            from[a] = !summed ? t[a] : t[a] ? p.first[phase][a] : 0;
+            to[a] = !summed ? t[a] + 1 : t[a] ? p.k[a] : p.first[phase][a];
+        }
+        for (int a = from[0]; a < to[0]; a++)
             for (int b = from[1]; b < to[1]; b++)
-                for (int e = from[2]; e < to[2]; e++) {
-                    const int64_t at = ((int64_t)o * p.ci + c) * each + (a * p.k[1] + b) * p.k[2] + e;
-                    const float q = load_any((const char *)p.w + at * p.wsize, p.wtype);
-                    v[i] += !p.scale ? q : p.rounded ? __bfloat162float(__float2bfloat16_rn(q * p.scale[o])) : q * p.scale[o];
-                }
+                for (int e = from[2]; e < to[2]; e++)
+#pragma unroll
+                    for (int i = 0; i < CHUNK; i++)
+                        v[i] += raw[(piece * CHUNK + i) * each + (a * p.k[1] + b) * p.k[2] + e];
+        const int64_t tile = (((int64_t)phase * p.across + o / CONV_BN) * p.taps + tap) * p.slices + slice;
+        store8((T *)(p.to + tile * CONV_TILE + r * 128 + ((piece ^ r & 7) << 4)), CHUNK, v);
     }
-    store8((T *)(p.to + tile * CONV_TILE + r * 128 + ((piece ^ r & 7) << 4)), CHUNK, v);
 }
 
 static int on_16(hv_tensor t)
@@ -267,24 +268,32 @@ static int on_tensor_cores(struct hv_dev *d, const struct conv *p, hv_tensor y, 
     c.taps = w.taps = c.tap[0] * c.tap[1] * c.tap[2];
     c.slices = w.slices = (p->ci + CONV_BK - 1) / CONV_BK;
     c.across = w.across = (p->co + CONV_BN - 1) / CONV_BN;
-    const int64_t tiles = (int64_t)c.phases * c.across * c.taps * c.slices;
     const int64_t k[3] = {p->k[0], p->k[1], p->k[2]};
     if (hv_conv_scratch(p->co, p->ci, k, p->up) > hv_nbytes(d->scratch) || c.taps * (int64_t)c.slices > INT32_MAX)
         return 1;
     for (int a = 0; a < 3; a++)
         c.xs[a] = p->xs[a], c.ys[a] = p->ys[a], c.rs[a] = p->rs[a], w.k[a] = p->k[a];
     c.x = p->x, c.y = p->y, c.residual = p->residual, c.bias = p->bias, c.act = p->act;
+    if (p->xs[1] * x.shape[1] / 8 > INT32_MAX || p->xs[2] * x.shape[2] / 8 > INT32_MAX)
+        return 1;
+    c.line = (int)(p->xs[1] / 8), c.pixel = (int)(p->xs[2] / 8);
+    c.pairs = p->co % 2 == 0 && ((uintptr_t)p->y & 3) == 0 && ((uintptr_t)p->residual & 3) == 0;
+    for (int a = 0; a < 3; a++)
+        c.pairs = c.pairs && p->ys[a] % 2 == 0 && (!p->residual || p->rs[a] % 2 == 0);
     c.rows = (int)x.shape[1], c.cols = (int)x.shape[2];
     c.ci = w.ci = p->ci, c.co = w.co = p->co;
     c.zeros = p->zeros;
     c.w = w.to = (char *)d->scratch.data;
     w.w = p->w, w.scale = p->scale, w.wtype = p->wtype, w.wsize = p->wsize, w.rounded = p->rounded;
-    w.pieces = tiles * CONV_TILE / 16;
-    const unsigned blocks = (unsigned)((w.pieces + 255) / 256);
+    w.phases = c.phases;
+    const dim3 blocks((unsigned)(c.across * CONV_BN), (unsigned)c.slices);
+    const size_t shared = (size_t)CONV_BK * p->k[0] * p->k[1] * p->k[2] * sizeof(float);
+    if (shared > 48 << 10)
+        return 1;
     if (x.dtype == HV_F16)
-        pack_kernel<__half><<<blocks, 256, 0, cuda_stream(d)>>>(w);
+        pack_kernel<__half><<<blocks, 256, shared, cuda_stream(d)>>>(w);
     else
-        pack_kernel<__nv_bfloat16><<<blocks, 256, 0, cuda_stream(d)>>>(w);
+        pack_kernel<__nv_bfloat16><<<blocks, 256, shared, cuda_stream(d)>>>(w);
     CUDA_LAUNCHED(d, "conv");
     return cuda_conv_wgmma(d, &c, x.dtype) && cuda_conv_mma(d, &c, x.dtype);
 }

@@ -28,9 +28,11 @@ struct conv_product {
     const char  *w;                     /* packed: [phase][tile of outputs][tap][slice of inputs] */
     const float *bias;
     int64_t      xs[3], ys[3], rs[3];   /* strides of frame, row, pixel */
+    int          line, pixel;           /* strides of x's rows and pixels, in pieces */
     int          rows, cols;            /* of x */
     int          step[3], ystep[3], tap[3];     /* taps an axis */
     int          ci, co, taps, slices, across;  /* across: tiles of outputs */
+    int          pairs;                 /* 1: y and residual take two outputs at once */
     int          zeros;                 /* 1: what lies outside is 0; else the nearest pixel */
     int          phases;
     enum hv_act  act;
@@ -47,9 +49,9 @@ __device__ static inline void conv_place(const struct conv_phase &p, int64_t m, 
     at[2] = (int)(m % p.out[2]);
 }
 
-/* Offset, in pieces of 8 elements, of the pixel that tap (b, e) reads in the frame at `frame`; -1: a zero. y, x: row and column of
- * tap (0, 0). */
-__device__ static inline int64_t conv_source(const struct conv_product &p, int64_t frame, int y, int x, int b, int e)
+/* Offset, in pieces of 8 elements, of the pixel that tap (b, e) reads in its frame; -1: a zero. y, x: row and column of tap (0, 0).
+ * An offset in a frame fits: checked by the host. */
+__device__ static inline int conv_source(const struct conv_product &p, int y, int x, int b, int e)
 {
     int i = y + b, j = x + e;
 
@@ -57,41 +59,48 @@ __device__ static inline int64_t conv_source(const struct conv_product &p, int64
         return -1;
     i = min(max(i, 0), p.rows - 1);
     j = min(max(j, 0), p.cols - 1);
-    return frame + (i * p.xs[1] + j * p.xs[2]) / 8;
+    return i * p.line + j * p.pixel;
 }
 
-/* Two neighbouring outputs of a pixel: bias, activation, residual. */
-template <typename T>
-__device__ static inline void conv_write2(const struct conv_product &p, int64_t y, int64_t r, int o, float v0, float v1)
+/* Where pixel m of a phase's grid lies in a tensor of these strides. */
+__device__ static inline int64_t conv_target(const struct conv_product &p, const struct conv_phase &f, const int at[3], const int64_t s[3])
 {
-    float v[2] = {v0, v1};
-    T *to = (T *)p.y + y + o;
-    const T *more = (const T *)p.residual + r + o;
-    const int n = p.co - o < 2 ? p.co - o : 2;
+    int64_t to = 0;
 
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-        if (i < n) {
-            v[i] = act_as<T>(v[i] + (p.bias ? p.bias[o + i] : 0), p.act);
-            if (p.residual && (n < 2 || ((uintptr_t)more & 3)))
-                v[i] += to_float(more[i]);
-        }
-    if (n == 2 && p.residual && ((uintptr_t)more & 3) == 0) {
-        const uint32_t q = *(const uint32_t *)more;
-        const T *h = (const T *)&q;
-        v[0] += to_float(h[0]);
-        v[1] += to_float(h[1]);
+    for (int q = 0; q < 3; q++)
+        to += (int64_t)(at[q] * p.ystep[q] + f.at[q]) * s[q];
+    return to;
+}
+
+/* Two neighbouring outputs of a pixel, in their places of y and of the residual: activation, residual. */
+template <typename T> __device__ static inline void conv_write2(const struct conv_product &p, T *to, const T *more, int o, float v0, float v1)
+{
+    if (p.act != HV_ACT_NONE) {
+        v0 = act_as<T>(v0, p.act);
+        v1 = act_as<T>(v1, p.act);
     }
-    if (n == 2 && ((uintptr_t)to & 3) == 0) {
+    if (p.pairs) {
         uint32_t q;
         T *h = (T *)&q;
-        h[0] = from_float<T>(v[0]);
-        h[1] = from_float<T>(v[1]);
-        *(uint32_t *)to = q;
-    } else {
-        for (int i = 0; i < n; i++)
-            to[i] = from_float<T>(v[i]);
+        if (p.residual) {
+            q = *(const uint32_t *)(more + o);
+            v0 += to_float(h[0]);
+            v1 += to_float(h[1]);
+        }
+        h[0] = from_float<T>(v0);
+        h[1] = from_float<T>(v1);
+        *(uint32_t *)(to + o) = q;
+        return;
     }
+    to[o] = from_float<T>(p.residual ? v0 + to_float(more[o]) : v0);
+    if (o + 1 < p.co)
+        to[o + 1] = from_float<T>(p.residual ? v1 + to_float(more[o + 1]) : v1);
+}
+
+__device__ static inline float conv_bias(const struct conv_product &p, int o)
+{
+    return p.bias && o < p.co ? p.bias[o] : 0;
 }
 
 /* conv_mma.cu, conv_wgmma.cu: all phases of a product in bf16 or f16 (type); x on 16 bytes with strides of multiples of 8, channels

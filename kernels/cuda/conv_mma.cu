@@ -39,8 +39,9 @@ __device__ static inline void mma(float *c, const uint32_t *a, const uint32_t *b
 
 /* What a thread copies of x: the same piece of 4 pixels. */
 struct reader {
-    int64_t frame[4], from[4];          /* in pieces: of the frame of tap 0; of the pixel of this tap, -1: zeros */
-    int     row[4], col[4];
+    const uint4 *frame[4];              /* of tap 0 */
+    int     from[4];                    /* in pieces: of the pixel of this tap in its frame, -1: zeros */
+    int     row[4], col[4], time;       /* time: of this tap */
 };
 
 __device__ static inline void aim(const struct conv_product &p, struct reader &r, int tap)
@@ -49,7 +50,8 @@ __device__ static inline void aim(const struct conv_product &p, struct reader &r
 
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        r.from[i] = conv_source(p, r.frame[i] + a * p.xs[0] / 8, r.row[i], r.col[i], b, e);
+        r.from[i] = conv_source(p, r.row[i], r.col[i], b, e);
+    r.time = a;
 }
 
 /* WM warps along pixels, 8 / WM along outputs. */
@@ -74,7 +76,7 @@ __global__ static void __launch_bounds__(THREADS, 1) conv_mma_kernel(const __gri
         const int64_t m = m0 + tid / 8 + 32 * i;
         int at[3];
         conv_place(f, m < pixels ? m : pixels - 1, at);
-        r.frame[i] = (at[0] * p.step[0] + f.from[0]) * p.xs[0] / 8;
+        r.frame[i] = (const uint4 *)p.x + (at[0] * p.step[0] + f.from[0]) * (p.xs[0] / 8);
         r.row[i] = at[1] * p.step[1] + f.from[1];
         r.col[i] = at[2] * p.step[2] + f.from[2];
     }
@@ -87,7 +89,8 @@ __global__ static void __launch_bounds__(THREADS, 1) conv_mma_kernel(const __gri
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int row = tid / 8 + 32 * i, has = there && r.from[i] >= 0;
-                const uint4 *from = (const uint4 *)p.x + (has ? r.from[i] + slice * (CONV_BK / 8) + piece : 0);
+                const uint4 *from = has ? r.frame[i] + r.time * (p.xs[0] / 8) + r.from[i] + slice * (CONV_BK / 8) + piece :
+                                          (const uint4 *)p.x;
                 copy16(to + row * 128 + ((piece ^ row & 7) << 4), from, has ? 16 : 0);
             }
 #pragma unroll
@@ -135,17 +138,13 @@ __global__ static void __launch_bounds__(THREADS, 1) conv_mma_kernel(const __gri
             if (m >= pixels)
                 continue;
             conv_place(f, m, at);
-            int64_t to = 0, more = 0;
-#pragma unroll
-            for (int q = 0; q < 3; q++) {
-                to += (int64_t)(at[q] * p.ystep[q] + f.at[q]) * p.ys[q];
-                more += (int64_t)(at[q] * p.ystep[q] + f.at[q]) * p.rs[q];
-            }
+            T *to = (T *)p.y + conv_target(p, f, at, p.ys);
+            const T *more = (const T *)p.residual + conv_target(p, f, at, p.rs);
 #pragma unroll
             for (int j = 0; j < TN; j++) {
                 const int o = first + wn + j * 8 + lane % 4 * 2;
                 if (o < p.co)
-                    conv_write2<T>(p, to, more, o, acc[i][j][2 * h], acc[i][j][2 * h + 1]);
+                    conv_write2<T>(p, to, more, o, acc[i][j][2 * h] + conv_bias(p, o), acc[i][j][2 * h + 1] + conv_bias(p, o + 1));
             }
         }
 }
