@@ -181,6 +181,7 @@ test-gpu: all $(UNIT_BIN) $(GOLD_BIN) $(GPU_BIN) ## what needs a GPU: operations
 
 bench-gpu: all ## time and memory of the full-size transformer on a GPU beside PyTorch in the same run
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench.sh
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench_vae.sh
 
 golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
 	$(Q)$(GOLD_BIN) --bin $(BUILD)/bin $(GOLDEN)

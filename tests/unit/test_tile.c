@@ -244,7 +244,7 @@ static void failures_come_back(void **state)
 
     (void)state;
     assert_int_equal(tile_run(&s, net, &calls, refuse, NULL, &e), HV_EIO);
-    assert_int_equal(calls, 2);
+    assert_in_range(calls, 2, 4);               /* tiles are computed ahead of what is handed over */
     memset(&e, 0, sizeof e);
     calls = 7;                                  /* net finds another index than it expects */
     assert_int_equal(tile_run(&s, net, &calls, take, NULL, &e), HV_EDIFF);

@@ -1,0 +1,92 @@
+#!/bin/sh
+# The VAE's table of BENCHMARKS.md that needs a GPU: hv-decode and hv-encode at full size with synthetic weights, whole processes,
+# beside a decoder tile in plain PyTorch in the same run (rival_vae.py), so that a ratio can be read on any machine.
+#
+# BIN: the built tools. DEVICE: cuda or cuda:N. REPEAT: runs of a row; the fastest counts. SIZE, FRAMES: of the video. PYTHON: one
+# that has torch; without it the rival stays empty. The frames of all plans are compared.
+set -u
+
+: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${REPEAT:=2}" "${PYTHON:=python3}" "${SIZE:=768x704}" "${FRAMES:=129}"
+
+here=$(cd "$(dirname "$0")" && pwd)
+PATH=$(cd "$BIN" && pwd):$PATH
+export PATH
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+failed=0
+[ -e /dev/nvidia0 ] || { echo "bench-vae: there is no GPU" >&2; exit 6; }
+
+# ---- inputs ----
+
+mkdir -p "$dir/model/vae"
+cat >"$dir/model/vae/config.json" <<'JSON'
+{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 16, "norm_num_groups": 32, "in_channels": 3,
+ "out_channels": 3, "sample_size": 256, "sample_tsize": 64, "scaling_factor": 0.476986, "mid_block_add_attention": true,
+ "mid_block_causal_attn": true, "act_fn": "silu"}
+JSON
+hv-weights synth -q --dtype f16 "$dir/model/vae/config.json" 1 "$dir/model/vae/model.safetensors" || exit
+width=${SIZE%x*} height=${SIZE#*x}
+"$PYTHON" - "$dir" "$width" "$height" "$FRAMES" <<'PY' || exit
+import array, json, random, struct, sys, zlib
+dir, w, h, n = sys.argv[1], *map(int, sys.argv[2:])
+shape = [16, (n + 3) // 4, h // 8, w // 8]
+random.seed(1)
+block = [random.gauss(0, 0.5) for _ in range(65537)]          # repeated: only its size matters
+count = shape[0] * shape[1] * shape[2] * shape[3]
+data = array.array("f", (block * (count // len(block) + 1))[:count]).tobytes()
+head = json.dumps({"latents": {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]},
+                   "__metadata__": {"format": "hv", "hv.version": "1", "hv.fps": "25", "hv.frames": str(n)}}).encode()
+head += b" " * (-len(head) % 8)
+open(dir + "/latents.st", "wb").write(struct.pack("<Q", len(head)) + head + data)
+rows = b"".join(b"\0" + bytes((x * 255 // w, y * 255 // h, (x * y) % 251)[c] for x in range(w) for c in range(3)) for y in range(h))
+chunk = lambda t, d: struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
+open(dir + "/picture.png", "wb").write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)) +
+                                       chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b""))
+PY
+
+# ---- rows ----
+
+seconds() {     # command...: the fastest of REPEAT runs, in $s; its words in $dir/err
+    s=
+    i=0
+    while [ $i -lt "$REPEAT" ]; do
+        t=$(date +%s%N)
+        "$@" 2>"$dir/err" || { failed=1; s=; head -n 1 "$dir/err"; return 1; }
+        t=$((($(date +%s%N) - t) / 1000000))
+        [ -n "$s" ] && [ "$s" -le $t ] || s=$t
+        i=$((i + 1))
+    done
+}
+
+memory() {      # predicted and measured MiB of $dir/err
+    sed -n 's/.*predicted \([0-9.]*\) MiB, measured \([0-9.]*\) MiB.*/\1 \2/p' "$dir/err"
+}
+
+printf '%-28s %8s %10s %10s\n' "what, $SIZE, $FRAMES frames" seconds "peak GiB" planned
+row() {         # name, command...
+    name=$1
+    shift
+    seconds "$@" || return
+    memory | awk -v name="$name" -v s="$s" '{ printf "%-28s %8.2f %10.2f %10.2f\n", name, s / 1000, $2 / 1024, $1 / 1024 }'
+}
+base=
+for plan in '--vram 3480M' '--vram 2355M' '--vram 1536M'; do
+    # shellcheck disable=SC2086
+    row "hv-decode $plan" hv-decode --progress none --model "$dir/model" --device "$DEVICE" $plan -f rgb -o "$dir/frames.rgb" "$dir/latents.st"
+    sum=$(sha256sum <"$dir/frames.rgb")
+    [ -n "$base" ] || base=$sum
+    [ "$sum" = "$base" ] || { echo "# $plan: other frames"; failed=1; }
+done
+row "hv-encode" hv-encode --progress none --model "$dir/model" --device "$DEVICE" -o "$dir/ref.st" "$dir/picture.png"
+
+# ---- the rival ----
+
+if "$PYTHON" "$here/rival_vae.py" --json >"$dir/rival" 2>"$dir/err"; then
+    echo "# rival, plain PyTorch, one tile of 17x32x32 latents: $(jq -r '"\(.seconds) s, \(.bytes / 1073741824) GiB"' "$dir/rival")"
+else
+    tail -n 1 "$dir/err" | sed 's/^/# rival: /'
+fi
+echo "# $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1), $(date +%Y-%m-%d); whole processes, f16, the frames written to a file"
+exit $failed
