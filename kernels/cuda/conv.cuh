@@ -74,9 +74,9 @@ __device__ static inline int64_t conv_target(const struct conv_product &p, const
 }
 
 /* Two neighbouring outputs of a pixel, in their places of y and of the residual: activation, residual. */
-template <typename T> __device__ static inline void conv_write2(const struct conv_product &p, T *to, const T *more, int o, float v0, float v1)
+template <typename T, int ACT> __device__ static inline void conv_write2(const struct conv_product &p, T *to, const T *more, int o, float v0, float v1)
 {
-    if (p.act != HV_ACT_NONE) {
+    if (ACT) {
         v0 = act_as<T>(v0, p.act);
         v1 = act_as<T>(v1, p.act);
     }

@@ -55,7 +55,7 @@ __device__ static inline void aim(const struct conv_product &p, struct reader &r
 }
 
 /* WM warps along pixels, 8 / WM along outputs. */
-template <typename T, int BN, int WM>
+template <typename T, int BN, int WM, int ACT>
 __global__ static void __launch_bounds__(THREADS, 1) conv_mma_kernel(const __grid_constant__ struct conv_product p)
 {
     constexpr int WN = 8 / WM, TM = BM / WM / 16, TN = BN / WN / 8, STAGE = (BM + BN) * CONV_BK * 2;
@@ -144,12 +144,12 @@ __global__ static void __launch_bounds__(THREADS, 1) conv_mma_kernel(const __gri
             for (int j = 0; j < TN; j++) {
                 const int o = first + wn + j * 8 + lane % 4 * 2;
                 if (o < p.co)
-                    conv_write2<T>(p, to, more, o, acc[i][j][2 * h] + conv_bias(p, o), acc[i][j][2 * h + 1] + conv_bias(p, o + 1));
+                    conv_write2<T, ACT>(p, to, more, o, acc[i][j][2 * h] + conv_bias(p, o), acc[i][j][2 * h + 1] + conv_bias(p, o + 1));
             }
         }
 }
 
-template <typename T, int BN, int WM> static void launch(struct hv_dev *d, const struct conv_product *p)
+template <typename T, int BN, int WM, int ACT> static void launch(struct hv_dev *d, const struct conv_product *p)
 {
     const int bytes = STAGES * (BM + BN) * CONV_BK * 2;
     int64_t most = 0;
@@ -158,25 +158,26 @@ template <typename T, int BN, int WM> static void launch(struct hv_dev *d, const
         const int64_t n = (int64_t)p->phase[i].out[0] * p->phase[i].out[1] * p->phase[i].out[2];
         most = n > most ? n : most;
     }
-    if (cuda_failed(d, cudaFuncSetAttribute(conv_mma_kernel<T, BN, WM>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "conv"))
+    if (cuda_failed(d, cudaFuncSetAttribute(conv_mma_kernel<T, BN, WM, ACT>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "conv"))
         return;
     const dim3 grid((unsigned)((most + BM - 1) / BM), (unsigned)((p->co + BN - 1) / BN), (unsigned)p->phases);
-    conv_mma_kernel<T, BN, WM><<<grid, THREADS, bytes, cuda_stream(d)>>>(*p);
+    conv_mma_kernel<T, BN, WM, ACT><<<grid, THREADS, bytes, cuda_stream(d)>>>(*p);
     CUDA_LAUNCHED(d, "conv");
+}
+
+template <typename T> static void choose(struct hv_dev *d, const struct conv_product *p)
+{
+    if (p->co <= 16)
+        p->act == HV_ACT_NONE ? launch<T, 16, 8, 0>(d, p) : launch<T, 16, 8, 1>(d, p);
+    else
+        p->act == HV_ACT_NONE ? launch<T, 128, 4, 0>(d, p) : launch<T, 128, 4, 1>(d, p);
 }
 
 int cuda_conv_mma(struct hv_dev *d, const struct conv_product *p, hv_dtype type)
 {
-    if (p->co <= 16) {
-        if (type == HV_F16)
-            launch<__half, 16, 8>(d, p);
-        else
-            launch<__nv_bfloat16, 16, 8>(d, p);
-    } else {
-        if (type == HV_F16)
-            launch<__half, 128, 4>(d, p);
-        else
-            launch<__nv_bfloat16, 128, 4>(d, p);
-    }
+    if (type == HV_F16)
+        choose<__half>(d, p);
+    else
+        choose<__nv_bfloat16>(d, p);
     return 0;
 }

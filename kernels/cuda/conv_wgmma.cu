@@ -1,6 +1,6 @@
 /* conv_wgmma.cu - convolution as a gathered product for compute capability 9.0, by wgmma
  *
- * The form of conv.cuh, the same x, w, y as conv_mma.cu, for widths that are a multiple of 32 and no strides. A block computes 256
+ * The form of conv.cuh, the same x, w, y as conv_mma.cu, for widths that are a multiple of 32, no strides and no activation. A block computes 256
  * pixels by 128 output channels: two groups of 4 warps have 128 pixels each, as two times m64n128k16, both operands in shared memory
  * in the 128-byte swizzle. A warp of a third group fetches 64 pixels, that is part of a row of the picture (or of two, of 32), by
  * cp.async, 64 input channels at a time; one thread fetches packed weights by bulk copies. Both have rings of their own, across tiles,
@@ -160,34 +160,31 @@ __device__ static inline void fetch(const struct conv_product &p, const struct t
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/* What a thread writes of 16 pairs of outputs from o on: acc[4 j], acc[4 j + 1]. n: outputs that there are from o on. */
+/* What a thread writes of 16 pairs of outputs from o on: acc[4 j], acc[4 j + 1]. n: outputs that there are from o on. Short, and one
+ * way after the other: code that is not run would push what is out of the instruction cache. */
 template <typename T>
-__device__ static inline void write_row(T *to, const T *more, const float *acc, int n, int pairs, enum hv_act act)
+__device__ static inline void write_row(T *to, const T *more, const float *acc, int n, int pairs)
 {
+    if (pairs) {
 #pragma unroll
-    for (int j = 0; j < CONV_BN / 8; j++) {
-        float v0 = acc[4 * j], v1 = acc[4 * j + 1];
-        if (act != HV_ACT_NONE) {
-            v0 = act_as<T>(v0, act);
-            v1 = act_as<T>(v1, act);
-        }
-        if (pairs && j * 8 < n) {
+        for (int j = 0; j < CONV_BN / 8; j++) {
             uint32_t q = 0;
             T *h = (T *)&q;
-            if (more) {
+            if (j * 8 < n && more)
                 q = *(const uint32_t *)(more + j * 8);
-                v0 += to_float(h[0]);
-                v1 += to_float(h[1]);
-            }
-            h[0] = from_float<T>(v0);
-            h[1] = from_float<T>(v1);
-            *(uint32_t *)(to + j * 8) = q;
-        } else if (j * 8 < n) {
-            to[j * 8] = from_float<T>(more ? v0 + to_float(more[j * 8]) : v0);
-            if (j * 8 + 1 < n)
-                to[j * 8 + 1] = from_float<T>(more ? v1 + to_float(more[j * 8 + 1]) : v1);
+            h[0] = from_float<T>(acc[4 * j] + to_float(h[0]));
+            h[1] = from_float<T>(acc[4 * j + 1] + to_float(h[1]));
+            if (j * 8 < n)
+                *(uint32_t *)(to + j * 8) = q;
         }
+        return;
     }
+#pragma unroll
+    for (int j = 0; j < CONV_BN / 8; j++)
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (j * 8 + i < n)
+                to[j * 8 + i] = from_float<T>(more ? acc[4 * j + i] + to_float(more[j * 8 + i]) : acc[4 * j + i]);
 }
 
 template <typename T, int ALONG>
@@ -261,7 +258,7 @@ __device__ static inline void multiply(const struct conv_product &p, const struc
             conv_place(f, m, at);
             write_row<T>((T *)p.y + conv_target(p, f, at, p.ys) + first,
                          p.residual ? (const T *)p.residual + conv_target(p, f, at, p.rs) + first : NULL,
-                         &acc[i / 2][i % 2 * 2], p.co - first, p.pairs, p.act);
+                         &acc[i / 2][i % 2 * 2], p.co - first, p.pairs);
         }
     }
 }
@@ -330,7 +327,7 @@ int cuda_conv_wgmma(struct hv_dev *d, const struct conv_product *p, hv_dtype typ
     struct tiles s = {};
     int along = 1;
 
-    if (cuda_of(d)->arch != 90 || p->co <= 16 || p->ci < 32 || p->tap[2] > 3 || p->step[0] * p->step[1] * p->step[2] != 1 || !are_there())
+    if (cuda_of(d)->arch != 90 || p->act != HV_ACT_NONE || p->co <= 16 || p->ci < 32 || p->tap[2] > 3 || p->step[0] * p->step[1] * p->step[2] != 1 || !are_there())
         return 1;
     for (int i = 0; i < p->phases; i++) {
         const struct conv_phase *f = &p->phase[i];

@@ -6,12 +6,12 @@
  *     upsample2    y[i][j] = x[i/2][j/2]
  *
  * x, y [T, H, W, C] bf16, f16 or f32, frames, rows and pixels may be strided; sums f64 [G, 2]; weight, bias f32. Any sizes.
- * group_sums: threads add in f32 pairs (value and what was lost), which have 48 bits and need no f64 units; then fixed orders in
- * f64. Where 8 channels lie on 16 bytes and the scratch has room: blocks of 1024 pixels of a frame leave their sums there, and a
+ * group_sums: threads add in f32 pairs (value and what was lost), which have 48 bits and need no f64 units (of 16-bit values four at
+ * a time, whose own sum is f32); then fixed orders in f64. Where 8 channels lie on 16 bytes and the scratch has room: blocks of 1024 pixels of a frame leave their sums there, and a
  * second kernel adds them up; else one block a group. Neither the launch nor the number of frames of a call changes a bit.
  * group_norm: a thread has 8 channels of some pixels; mean and 1/std are computed once a block.
  * Traffic: x once for the sums (in pieces of C/G channels); x and y once for the norm. Bound by memory.
- * Error: sums within 1e-12; group_norm within 1e-6 of the largest result, rounded once. */
+ * Error: sums within 1e-12, in the two steps 1e-8; group_norm within 1e-6 of the largest result, rounded once. */
 #include "kernels/cuda/values.cuh"
 
 /* Pixels of a view of [T, H, W, C]. */
@@ -153,22 +153,25 @@ sum_parts_kernel(double *parts, const T *x, struct pixels p, int channels, int g
     p.frames = 1;
     for (int64_t i = first + lane; lane < lanes && i < end; i += AHEAD * lanes) {
         chunk<T> in[AHEAD];
+        float sum[CHUNK] = {}, square[CHUNK] = {};
 #pragma unroll
         for (int k = 0; k < AHEAD; k++)
-            if (i + k * lanes < end)
-                in[k] = load_chunk(x + pixel_at(p, i + k * lanes), CHUNK);
+            in[k] = load_chunk(x + pixel_at(p, i + k * lanes < end ? i + k * lanes : i), CHUNK);
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
-            if (i + k * lanes >= end)
+            if (k && i + k * lanes >= end)
                 break;
             widen(v, in[k]);
 #pragma unroll
             for (int c = 0; c < CHUNK; c++) {
-                const float v2 = __fmul_rn(v[c], v[c]);         /* one number: not part of an fma */
-                add(&s[c], &more[c], v[c]);
-                add(&q[c], &rest[c], v2);
-                rest[c] += fmaf(v[c], v[c], -v2);
+                sum[c] += v[c];
+                square[c] = fmaf(v[c], v[c], square[c]);
             }
+        }
+#pragma unroll
+        for (int c = 0; c < CHUNK; c++) {
+            add(&s[c], &more[c], sum[c]);
+            add(&q[c], &rest[c], square[c]);
         }
     }
 #pragma unroll
