@@ -254,6 +254,12 @@ void hv_stage_drop(struct hv_stream *s, int group)
         advise(s, group, POSIX_FADV_DONTNEED);
 }
 
+/* The first group that is used more than once. */
+static int first_step(const struct hv_stream *s)
+{
+    return s->o.once ? s->w->list.groups : s->w->list.cycle;
+}
+
 /* Reading a large file round and round, the cache would always have dropped what comes next: the first groups of the
  * steps, up to two fifths of the memory, are left in it and all else is given back at once. */
 static void choose_drops(struct hv_stream *s)
@@ -261,9 +267,9 @@ static void choose_drops(struct hv_stream *s)
     uint64_t sum = 0;
 
     for (int g = 0; g < s->w->list.groups; g++) {
-        if (g >= s->w->list.cycle)
+        if (g >= first_step(s))
             sum += s->span[g].bytes;
-        s->span[g].drop = s->w->large && !s->map && (g < s->w->list.cycle || sum > s->w->memory / 5 * 2);
+        s->span[g].drop = s->w->large && !s->map && (g < first_step(s) || sum > s->w->memory / 5 * 2);
     }
 }
 
@@ -314,7 +320,7 @@ static int owner(const struct hv_stream *s, int g)
 
 static int wants_image(const struct hv_stream *s, int g)
 {
-    if (g < s->w->list.cycle || s->span[g].keep || owner(s, g) != g)
+    if (g < first_step(s) || s->span[g].keep || owner(s, g) != g)
         return 0;
     if (s->w->is_synth && s->w->synth.share)
         return 1;
@@ -483,7 +489,7 @@ static int choose_mode(struct hv_stream *s, struct hv_err *e)
         mode = HV_STREAM_REGISTER;
     if (s->w->is_synth && s->w->synth.share)
         mode = HV_STREAM_PIN;
-    else if (mode == HV_STREAM_AUTO || (s->w->fd < 0 && (mode == HV_STREAM_REGISTER || mode == HV_STREAM_DIRECT)))
+    else if (mode == HV_STREAM_AUTO || (s->o.once && (mode == HV_STREAM_PIN || mode == HV_STREAM_PART)) || (s->w->fd < 0 && (mode == HV_STREAM_REGISTER || mode == HV_STREAM_DIRECT)))
         mode = HV_STREAM_MAP;
     if (mode == HV_STREAM_DIRECT)
         open_direct(s);

@@ -140,9 +140,9 @@ static void run(const char *device, int threads, int first, int n, float *out)
     llama_weights(&l, &m);
     assert_int_equal(hv_dev_open(&d, device, threads, &e), 0);
     assert_int_equal(hv_weights_open_synth(&w, d, &l, &(struct hv_synth_opts){.seed = 3}, &e), 0);
-    assert_int_equal(vit_open(&vision, d, w, &v, &e), 0);
+    assert_int_equal(vit_open(&vision, d, w, &v, NULL, &e), 0);
     vit_encode(vision, image, hv_view(pixels, HV_F32, 3, (int64_t[]){3, 24, 24}), HV_NO);
-    assert_int_equal(llama_open(&net, d, w, &m, s, n, 9, &e), 0);
+    assert_int_equal(llama_open(&net, d, w, &m, s, n, 9, NULL, &e), 0);
     llama_encode(net, o, image, HV_NO);
     if (hv_dev_sync(d, &e))
         fail_msg("%s", e.msg);
@@ -236,15 +236,15 @@ static void ids_are_checked(void **state)
     (void)state;
     assert_int_equal(llama_config_parse(&m, root, &e) | clip_config_parse(&c, root, &e) | hv_dev_open(&d, "dry", 1, &e), 0);
     s.ids = bad;
-    assert_int_equal(llama_open(&net, d, NULL, &m, &s, 1, 9, &e), HV_EINPUT);
+    assert_int_equal(llama_open(&net, d, NULL, &m, &s, 1, 9, NULL, &e), HV_EINPUT);
     e = (struct hv_err){0};
     s = sequence(0);
     s.rows = 15;                                        /* 16 are valid */
-    assert_int_equal(llama_open(&net, d, NULL, &m, &s, 1, 9, &e), HV_EINPUT);
+    assert_int_equal(llama_open(&net, d, NULL, &m, &s, 1, 9, NULL, &e), HV_EINPUT);
     e = (struct hv_err){0};
-    assert_int_equal(clip_open(&text, d, NULL, &c, &(struct clip_text){bad, 8}, 1, &e), HV_EINPUT);   /* ends at 39 */
+    assert_int_equal(clip_open(&text, d, NULL, &c, &(struct clip_text){bad, 8}, 1, NULL, &e), HV_EINPUT);   /* ends at 39 */
     e = (struct hv_err){0};
-    assert_int_equal(clip_open(&text, d, NULL, &c, &(struct clip_text){bad, 0}, 1, &e), HV_EINPUT);
+    assert_int_equal(clip_open(&text, d, NULL, &c, &(struct clip_text){bad, 0}, 1, NULL, &e), HV_EINPUT);
     assert_null(net);
     assert_null(text);
     hv_dev_close(d);

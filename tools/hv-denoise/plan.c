@@ -17,24 +17,9 @@ static int is_cuda(void)
 /* Bytes for the table of the device; 0: no budget. On a GPU its context counts, and what is free now is a budget of itself. */
 static int device_budget(size_t *budget, size_t context, const struct hv_dev_info *info, struct hv_err *e)
 {
-    const uint64_t spare = 512 * MIB;
-    uint64_t bytes;
-
-    *budget = 0;
-    if (!is_cuda() || (!info && o.vram.kind == HV_SIZE_UNSET)) {
-        *budget = is_cuda() ? 0 : hv_size_budget(&o.vram);
-        return 0;
-    }
-    if (!info && o.vram.kind != HV_SIZE_BYTES)
-        return hv_fail(e, HV_EUSAGE, "--vram: a share of the free memory needs the device; give a size, as 4G");
-    bytes = o.vram.kind == HV_SIZE_UNSET ? info->free + context - (info->free > 2 * spare ? spare : 0) :
-            hv_size_bytes(&o.vram, info ? info->free + context : 0);
-    if (info && bytes > info->free + context)
-        bytes = info->free + context;
-    if (bytes <= context)
-        return hv_fail(e, HV_ENOMEM, "plan: budget %.1f MiB; the context alone takes %.1f", (double)bytes / (double)MIB,
-                       (double)context / (double)MIB);
-    *budget = (size_t)bytes - context;
+    if (is_cuda())
+        return hv_budget_device(budget, &o.vram, context, info, e);
+    *budget = hv_size_budget(&o.vram);
     return 0;
 }
 
@@ -67,7 +52,7 @@ int fit(struct fitted *f, const struct settings *s, const struct denoise_job *j,
     denoise_size(&f->size, j);
     if (is_cuda()) {
         dit_for_device(&f->size, &f->choice, &f->machine, j->config, HV_CUDA, info, weights, s->fp8);
-        f->context = (info && info->context ? (size_t)info->context : CONTEXT_MIB * MIB) + LATER_MIB * MIB +
+        f->context = (info && info->context ? (size_t)info->context : HV_CONTEXT_BYTES) + HV_LATER_BYTES +
                      (f->choice.attention == HV_ATT_CUDNN ? CUDNN_MIB * MIB : 0);
     } else {
         f->choice.resident_blocks = 0;
