@@ -42,8 +42,8 @@ struct hv_weights;
  *               system refuses are read as by MAP; groups that are converted are copied as by PIN
  *     MAP       read through the page cache into page-locked slots, by several threads
  *     DIRECT    the same around the page cache (O_DIRECT)
- *     AUTO      REGISTER where the device takes mappings and the file is no larger than half of the memory; else MAP.
- *               HV_HOST: MAP
+ *     AUTO      REGISTER where the device takes mappings and the file is no larger than half of the memory; else MAP, and
+ *               so with `once` and 8 readers or more, which is faster than locking pages for one use. HV_HOST: MAP
  *
  * Groups before the steps are used once and never pinned; with `once` all of them: PIN and PART are MAP. A pipe is read like MAP. */
 enum hv_stream_mode {
@@ -56,7 +56,7 @@ struct hv_stream_opts {
     const uint8_t *keep;                /* [groups], 1: resident; NULL: none. Copied */
     enum hv_stream_mode mode;
     uint64_t       host_budget;         /* bytes of page-locked memory, slots included; 0: half of the memory */
-    int            threads;             /* that read; 0: 2 to 8, as there are processors */
+    int            threads;             /* that read; 0: 2 to 8, as there are processors; with `once` to 16 */
     size_t         chunk;               /* bytes of a slot, a multiple of 4096; 0: 4 MiB */
     int            convert;             /* HV_HOST: converts as for a GPU */
     hv_dtype       matrices;            /* of those that are not quantized: HV_F16 or HV_BF16; HV_NONE reads as HV_BF16 */

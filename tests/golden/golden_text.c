@@ -16,7 +16,7 @@
 
 #define LEVEL 0.0154            /* one level of 255, divided by the smallest deviation */
 #define F16_ABS 0.02            /* of activations and weights of F16 on a GPU against f32 */
-#define F16_GAP 2e-5
+#define F16_GAP 5e-6
 
 struct text {
     struct golden *g;

@@ -155,7 +155,7 @@ hv-weights synth -q "$dir/wide/text_encoder/config.json" 3 "$dir/wide/text_encod
 hv-text --progress none --image-size 128 --model "$dir/wide" --threads 1 "$picture" -p a -o "$dir/w.st" &
 pid=$! peak=0
 while kill -0 $pid 2>/dev/null; do
-    now=$(sed -n 's/^VmHWM: *\([0-9]*\) kB/\1/p' /proc/$pid/status 2>/dev/null)
+    now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB/\1/p' /proc/$pid/status 2>/dev/null)
     peak=${now:-$peak}
     sleep 0.02
 done
