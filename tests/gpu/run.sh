@@ -109,8 +109,10 @@ fi
 tap test_device "$probe"
 for t in $UNITS; do
     if [ -x "$BUILD/tests/unit/$t" ]; then
-        for act in bf16 f32; do
-            tap "$t ($act)" env HV_TEST_ACT=$act "$BUILD/tests/unit/$t"
+        acts='bf16 f32'
+        [ "$t" != test_ops ] || acts='bf16 f16 f32'     # of the text encoders
+        for act in $acts; do
+            tap "$t ($act)" env HV_TEST_ACT="$act" "$BUILD/tests/unit/$t"
         done
     else
         result 1 "$t was not built"

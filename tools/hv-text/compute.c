@@ -129,7 +129,7 @@ static void end(struct run *r, int file)
     struct hv_stream_stats s;
 
     hv_weights_stats(r->w[file], &s);
-    if (r->dev->kind == HV_CUDA)
+    if (hv_weights_streamed(r->w[file]))
         hv_note_verbose(&cli, "weights: %.2f GB by %s, waited %.3f s", (double)s.bytes * 1e-9, hv_stream_mode_name(s.mode), s.wait);
     hv_weights_unstream(r->w[file]);
 }
