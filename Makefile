@@ -179,9 +179,10 @@ lipsync: all $(LIPSYNC) ## with MODEL=DIR: do the mouths of held-out portraits f
 test-gpu: all $(UNIT_BIN) $(GOLD_BIN) $(GPU_BIN) ## what needs a GPU: operations, goldens, programs, compute-sanitizer
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/run.sh
 
-bench-gpu: all ## time and memory of the full-size transformer on a GPU beside PyTorch in the same run
+bench-gpu: all ## time and memory of the full-size networks on a GPU beside PyTorch in the same run
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench.sh
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench_vae.sh
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench_text.sh
 
 golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
 	$(Q)$(GOLD_BIN) --bin $(BUILD)/bin $(GOLDEN)

@@ -20,6 +20,16 @@ struct hv_arena;
 
 /* HV_ENOMEM: the device cannot give hv_plan_bytes(plan). */
 int  hv_arena_open(struct hv_arena **a, struct hv_dev *d, const struct hv_plan *plan, struct hv_err *e);
+
+/* Where a network puts its activations, and how they are stored. */
+struct hv_room {
+    hv_dtype  act;                      /* F32 on the cpu; F16 or BF16 too on cuda */
+    hv_tensor memory;                   /* HV_BYTES of the device, the plan's or more, which outlive the network; HV_NO: its own */
+};
+
+/* The same in room->memory, if there is any; HV_EINPUT: it is too small. */
+int  hv_arena_open_in(struct hv_arena **a, struct hv_dev *d, const struct hv_plan *plan, const struct hv_room *room,
+                      struct hv_err *e);
 void hv_arena_close(struct hv_arena *a);
 
 /* The tensor of a row, whole. An unknown name is an error of the caller (assert). */

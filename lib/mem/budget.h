@@ -1,4 +1,11 @@
-/* budget.h - how much of a device a stage may take. */
+/* budget.h - what a stage may take of a device, and what it has taken.
+ *
+ *     hv_dev_info(dev, &before, e);                                    // right after it was opened
+ *     if (!hv_budget_device(&plan.budget, &o.vram, context, &before, e)) ... hv_plan_place(&plan, e) ...
+ *     hv_dev_info(dev, &now, e);
+ *     hv_budget_taken(context, &before, &now);
+ *
+ * A GPU's context counts: a budget is for all that the process takes. */
 #ifndef HV_BUDGET_H
 #define HV_BUDGET_H
 
@@ -9,21 +16,16 @@
 extern "C" {
 #endif
 
-#define HV_CONTEXT_MIB 527      /* a CUDA context with its kernels and handles, measured on an H200: assumed where no device says */
+#define HV_CONTEXT_BYTES ((size_t)527 << 20)    /* a CUDA context with its kernels and handles, measured on an H200: assumed where no device says */
+#define HV_LATER_BYTES   ((size_t)5 << 20)      /* kernels of cuBLASLt that are loaded when they are first wanted; measured there too */
 
-int hv_is_cuda(const char *device);                     /* the name of a device: 1 for "cuda", "cuda:N" */
+/* Bytes for a GPU's plan without its context: of --vram, or all that is free but half a GiB; at most what is free. info: of the device;
+ * NULL: none is there, and 0, no budget, where vram is unset. HV_EUSAGE: a share of what is free, but no device; HV_ENOMEM: the
+ * context alone takes more. */
+int hv_budget_device(size_t *budget, const struct hv_size *vram, size_t context, const struct hv_dev_info *info, struct hv_err *e);
 
-/* What the context takes: as the device says, or assumed. info may be NULL. */
-size_t hv_context_bytes(const struct hv_dev_info *info);
-
-/* Bytes for the stage's own plan; 0: no budget. On a GPU the context counts, and what is free now is a budget of itself: without
- * --vram all of it but 512 MiB. info: of the open device; NULL where there is none. HV_EUSAGE: a share of what is not known;
- * HV_ENOMEM: less than the context. */
-int hv_device_budget(size_t *budget, const char *device, const struct hv_size *vram, size_t context, const struct hv_dev_info *info,
-                     struct hv_err *e);
-
-/* Bytes that the process has taken of the device since `before`, which was asked for right after it was opened, its context too. */
-uint64_t hv_bytes_taken(const struct hv_dev_info *before, const struct hv_dev_info *now);
+/* What the process has taken: its context, as measured or else as given, and what is free less since. */
+uint64_t hv_budget_taken(size_t context, const struct hv_dev_info *before, const struct hv_dev_info *now);
 
 #ifdef __cplusplus
 }

@@ -19,11 +19,11 @@ int hv_is_quantized(hv_dtype t)
 /* ---- parts ---- */
 
 /* The dtype of a tensor in the ring. */
-static hv_dtype ring_dtype(const struct hv_wspec *s, hv_dtype stored, int convert)
+static hv_dtype ring_dtype(const struct hv_wspec *s, hv_dtype stored, hv_dtype matrices)
 {
     if (s->ndim < 2)
-        return convert && stored == HV_BF16 ? HV_BF16 : HV_F32;
-    return convert && !hv_is_quantized(stored) ? HV_BF16 : stored;
+        return matrices && stored == HV_BF16 ? HV_BF16 : HV_F32;
+    return matrices && !hv_is_quantized(stored) ? matrices : stored;
 }
 
 /* The dtype of a tensor in the source. */
@@ -63,7 +63,7 @@ static size_t aligned(size_t n)
     return (n + HV_ALIGN - 1) / HV_ALIGN * HV_ALIGN;
 }
 
-int hv_parts(const struct hv_weights *w, int group, int convert, struct hv_part *part, size_t *bytes)
+int hv_parts(const struct hv_weights *w, int group, hv_dtype matrices, struct hv_part *part, size_t *bytes)
 {
     size_t at = 0;
     int n = 0;
@@ -74,7 +74,7 @@ int hv_parts(const struct hv_weights *w, int group, int convert, struct hv_part 
         if (!rows)
             continue;
         const int64_t columns = hv_shape_count(s->ndim, s->shape) / (s->ndim ? s->shape[0] : 1);
-        const hv_dtype from = source_dtype(w, i), to = ring_dtype(s, from, convert);
+        const hv_dtype from = source_dtype(w, i), to = ring_dtype(s, from, matrices);
         for (int scale = 0; scale <= (hv_is_quantized(from) && s->ndim >= 2); scale++) {
             struct hv_part p = {.tensor = i, .is_scale = scale, .row = row, .rows = rows, .at = at};
             p.from = scale ? HV_F32 : from;
@@ -95,7 +95,7 @@ int64_t hv_weights_group_bytes(const struct hv_weights *w, int group, int conver
 {
     size_t bytes;
 
-    hv_parts(w, group, convert || w->dev->kind != HV_HOST, NULL, &bytes);
+    hv_parts(w, group, convert || w->dev->kind != HV_HOST ? HV_BF16 : HV_NONE, NULL, &bytes);
     return (int64_t)bytes;
 }
 

@@ -30,6 +30,7 @@ struct hv_weights {
     uint64_t        file_bytes, data_at;        /* of the file; where its data starts */
     struct hv_synth_opts synth;
     int             is_synth, large;    /* large: larger than half of the memory; pages are given back */
+    int             once;               /* on the host: pages leave the process when they are given back */
     uint64_t        memory;             /* bytes of the machine */
     uint64_t        bytes;
     char            digest[100];
@@ -60,9 +61,9 @@ struct hv_part {
     int         raw;                    /* 1: the file's bytes are the ring's */
 };
 
-/* The parts of a group into part (NULL: only counted) and their bytes, aligned, into *bytes. convert: of
- * hv_stream_opts, 1 on a GPU. The memory of vectors is there from the open on, but not on the dry device. */
-int hv_parts(const struct hv_weights *w, int group, int convert, struct hv_part *part, size_t *bytes);
+/* The parts of a group into part (NULL: only counted) and their bytes, aligned, into *bytes. matrices: of hv_stream_opts,
+ * HV_NONE: as stored, with vectors F32. The memory of vectors is there from the open on, but not on the dry device. */
+int hv_parts(const struct hv_weights *w, int group, hv_dtype matrices, struct hv_part *part, size_t *bytes);
 
 #define HV_SOURCE_SCRATCH ((size_t)512 << 10)
 

@@ -17,6 +17,7 @@
 #define BLOB       ((size_t)256 << 20)
 #define SMALL      ((size_t)64 << 10)   /* reads below this go through the page cache, several to a slot */
 #define DIRECT_MIN 4                    /* requests in flight that a disk wants */
+#define COPIERS    8                    /* readers that copy a file from the cache faster than its pages are locked: measured on an H200's host */
 
 static size_t up(size_t n, size_t to)
 {
@@ -254,6 +255,12 @@ void hv_stage_drop(struct hv_stream *s, int group)
         advise(s, group, POSIX_FADV_DONTNEED);
 }
 
+/* The first group that is used more than once. */
+static int first_step(const struct hv_stream *s)
+{
+    return s->o.once ? s->w->list.groups : s->w->list.cycle;
+}
+
 /* Reading a large file round and round, the cache would always have dropped what comes next: the first groups of the
  * steps, up to two fifths of the memory, are left in it and all else is given back at once. */
 static void choose_drops(struct hv_stream *s)
@@ -261,9 +268,9 @@ static void choose_drops(struct hv_stream *s)
     uint64_t sum = 0;
 
     for (int g = 0; g < s->w->list.groups; g++) {
-        if (g >= s->w->list.cycle)
+        if (g >= first_step(s))
             sum += s->span[g].bytes;
-        s->span[g].drop = s->w->large && !s->map && (g < s->w->list.cycle || sum > s->w->memory / 5 * 2);
+        s->span[g].drop = s->w->large && !s->map && (g < first_step(s) || sum > s->w->memory / 5 * 2);
     }
 }
 
@@ -314,7 +321,7 @@ static int owner(const struct hv_stream *s, int g)
 
 static int wants_image(const struct hv_stream *s, int g)
 {
-    if (g < s->w->list.cycle || s->span[g].keep || owner(s, g) != g)
+    if (g < first_step(s) || s->span[g].keep || owner(s, g) != g)
         return 0;
     if (s->w->is_synth && s->w->synth.share)
         return 1;
@@ -432,10 +439,11 @@ static int make_images(struct hv_stream *s, uint64_t budget, struct hv_err *e)
 
 /* ---- open, close ---- */
 
+/* A stream that ends is all that its process does: every processor reads. */
 static int read_count(const struct hv_stream *s)
 {
-    const long cpus = sysconf(_SC_NPROCESSORS_ONLN) / 2;
-    const int n = s->o.threads > 0 ? s->o.threads : cpus < 2 ? 2 : cpus > 8 ? 8 : (int)cpus;
+    const long all = sysconf(_SC_NPROCESSORS_ONLN), cpus = s->o.once ? all : all / 2, most = s->o.once ? 16 : 8;
+    const int n = s->o.threads > 0 ? s->o.threads : cpus < 2 ? 2 : cpus > most ? (int)most : (int)cpus;
 
     return s->direct >= 0 && n < DIRECT_MIN ? DIRECT_MIN : n;
 }
@@ -478,12 +486,13 @@ static int choose_mode(struct hv_stream *s, struct hv_err *e)
     struct hv_err ignored = {0};
     enum hv_stream_mode mode = s->o.mode;
 
-    if (mode == HV_STREAM_AUTO && s->dev->kind != HV_HOST && s->w->fd >= 0 && !s->w->large &&
+    const int copied = s->o.once && read_count(s) >= COPIERS;
+    if (mode == HV_STREAM_AUTO && s->dev->kind != HV_HOST && s->w->fd >= 0 && !s->w->large && !copied &&
         !hv_dev_info(s->dev, &info, &ignored) && info.map_lock)
         mode = HV_STREAM_REGISTER;
     if (s->w->is_synth && s->w->synth.share)
         mode = HV_STREAM_PIN;
-    else if (mode == HV_STREAM_AUTO || (s->w->fd < 0 && (mode == HV_STREAM_REGISTER || mode == HV_STREAM_DIRECT)))
+    else if (mode == HV_STREAM_AUTO || (s->o.once && (mode == HV_STREAM_PIN || mode == HV_STREAM_PART)) || (s->w->fd < 0 && (mode == HV_STREAM_REGISTER || mode == HV_STREAM_DIRECT)))
         mode = HV_STREAM_MAP;
     if (mode == HV_STREAM_DIRECT)
         open_direct(s);

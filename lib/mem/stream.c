@@ -157,9 +157,10 @@ static int last_group(const struct hv_stream *s)
     return s->w->list.groups - 1;
 }
 
+/* -1: none, the sequence has an end. */
 static int next_group(const struct hv_stream *s)
 {
-    return s->forced >= 0 ? s->forced : s->tail == last_group(s) ? s->wrap : s->tail + 1;
+    return s->forced >= 0 ? s->forced : s->tail < last_group(s) ? s->tail + 1 : s->o.once ? -1 : s->wrap;
 }
 
 static int item_at(const struct hv_stream *s, int i)
@@ -192,7 +193,7 @@ static int predict(struct hv_stream *s)
 {
     const int g = next_group(s), wrapped = s->forced < 0 && s->tail == last_group(s);
 
-    if (s->items == HV_STREAM_AHEAD)
+    if (s->items == HV_STREAM_AHEAD || g < 0)
         return 0;
     if (!s->of[g]) {
         struct hv_block *b = s->span[g].keep ? resident_place(s, g) : ring_place(s, g);
@@ -219,7 +220,8 @@ static int predict(struct hv_stream *s)
     if (s->cur) {
         const int after = next_group(s);
         pthread_mutex_unlock(&s->mutex);
-        hv_stage_announce(s, after);
+        if (after >= 0)
+            hv_stage_announce(s, after);
         pthread_mutex_lock(&s->mutex);
     }
     return 1;
@@ -458,18 +460,18 @@ hv_tensor hv_stream_view(struct hv_weights *w, int i, int64_t row)
 static int lay_out(struct hv_stream *s, const uint8_t *keep, struct hv_err *e)
 {
     const struct hv_wlist *l = &s->w->list;
-    const int convert = s->dev->kind != HV_HOST || s->o.convert;
+    const hv_dtype matrices = s->dev->kind == HV_HOST && !s->o.convert ? HV_NONE : s->o.matrices ? s->o.matrices : HV_BF16;
     size_t resident = 0;
     int n = 0, used = 0;
 
     for (int g = 0; g < l->groups; g++)
-        n += hv_parts(s->w, g, convert, NULL, &s->span[g].bytes);
+        n += hv_parts(s->w, g, matrices, NULL, &s->span[g].bytes);
     if (!(s->parts = calloc((size_t)n + 1, sizeof *s->parts)))
         return hv_fail(e, HV_ENOMEM, "weights: out of memory");
     for (int g = 0; g < l->groups; g++) {
         struct hv_span *k = &s->span[g];
         k->part = s->parts + used;
-        k->n = hv_parts(s->w, g, convert, k->part, &k->bytes);
+        k->n = hv_parts(s->w, g, matrices, k->part, &k->bytes);
         used += k->n;
         k->keep = keep && keep[g];
         k->place = resident;

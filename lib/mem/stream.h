@@ -16,8 +16,8 @@
  * The ring holds at least the largest group; one group is taken at a time. More at a time is allowed where they fit
  * beside each other, else it is a fault of the device (resident groups always fit).
  *
- * In the ring vectors are BF16 (as stored) or F32 (all others); matrices I8, F8_E4M3 and BF16 as stored, others
- * converted to BF16. On a device of kind HV_HOST vectors are F32 and matrices as stored, unless `convert` is set, so
+ * In the ring vectors are BF16 (as stored) or F32 (all others); matrices I8 and F8_E4M3 as stored, others BF16 or, where
+ * `matrices` says so, F16: converted unless they are stored that way. On a device of kind HV_HOST vectors are F32 and matrices as stored, unless `convert` is set, so
  * that results are those of weights used in place. Every tensor starts at a multiple of HV_ALIGN, a scale behind its
  * matrix.
  *
@@ -42,10 +42,10 @@ struct hv_weights;
  *               system refuses are read as by MAP; groups that are converted are copied as by PIN
  *     MAP       read through the page cache into page-locked slots, by several threads
  *     DIRECT    the same around the page cache (O_DIRECT)
- *     AUTO      REGISTER where the device takes mappings and the file is no larger than half of the memory; else MAP.
- *               HV_HOST: MAP
+ *     AUTO      REGISTER where the device takes mappings and the file is no larger than half of the memory; else MAP, and
+ *               so with `once` and 8 readers or more, which is faster than locking pages for one use. HV_HOST: MAP
  *
- * Groups before the steps are used once and never pinned. A pipe is read like MAP. */
+ * Groups before the steps are used once and never pinned; with `once` all of them: PIN and PART are MAP. A pipe is read like MAP. */
 enum hv_stream_mode {
     HV_STREAM_AUTO, HV_STREAM_PIN, HV_STREAM_PART, HV_STREAM_REGISTER, HV_STREAM_MAP, HV_STREAM_DIRECT, HV_STREAM_MODES
 };
@@ -56,9 +56,11 @@ struct hv_stream_opts {
     const uint8_t *keep;                /* [groups], 1: resident; NULL: none. Copied */
     enum hv_stream_mode mode;
     uint64_t       host_budget;         /* bytes of page-locked memory, slots included; 0: half of the memory */
-    int            threads;             /* that read; 0: 2 to 8, as there are processors */
+    int            threads;             /* that read; 0: 2 to 8, as there are processors; with `once` to 16 */
     size_t         chunk;               /* bytes of a slot, a multiple of 4096; 0: 4 MiB */
     int            convert;             /* HV_HOST: converts as for a GPU */
+    hv_dtype       matrices;            /* of those that are not quantized: HV_F16 or HV_BF16; HV_NONE reads as HV_BF16 */
+    int            once;                /* 1: the sequence ends with the last group, and no group is pinned */
 
     /* Tests of what must not depend on time: seconds that the IN lane is held up before each group's copies, and the
      * compute lane after it waited for a group. poison: space that is given and not wanted again soon is filled with

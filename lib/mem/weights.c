@@ -428,6 +428,26 @@ hv_tensor hv_weight(struct hv_weights *w, const char *fmt, ...)
     return find(w, name, -1);
 }
 
+hv_tensor hv_weight_host(struct hv_weights *w, const char *fmt, ...)
+{
+    struct hv_err e = {0};
+    char name[NAME_MAX_];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(name, sizeof name, fmt, ap);
+    va_end(ap);
+    const int i = lookup(w, name);
+    if (i < 0)
+        return fault(w->dev, HV_EINPUT, name, "not in the list of the network's weights");
+    struct hv_slot *k = &w->slot[i];
+    if (!k->ready && make_ready(w, i, &e))
+        return fault(w->dev, e.code, name, e.msg);
+    hv_tensor t = k->view;
+    t.dev = w->dev->kind == HV_DRY ? HV_DRY : HV_HOST;
+    return t;
+}
+
 hv_tensor hv_weight_rows(struct hv_weights *w, int64_t first, int64_t rows, const char *fmt, ...)
 {
     char name[NAME_MAX_];
@@ -468,6 +488,11 @@ const struct hv_wlist *hv_weights_list(const struct hv_weights *w)
 }
 
 /* ---- take and give without a stream ---- */
+
+void hv_weights_once(struct hv_weights *w)
+{
+    w->once = 1;
+}
 
 /* What a name stands for: a group, or the run of the list whose names begin with it. */
 struct run {
@@ -538,14 +563,14 @@ void hv_weights_give(struct hv_weights *w, const char *name)
         hv_stream_give(w, name);
         return;
     }
-    if (w->dev->kind == HV_DRY || (!w->large && w->dev->kind == HV_HOST))
+    if (w->dev->kind == HV_DRY || (!w->large && !w->once && w->dev->kind == HV_HOST))
         return;
     const struct run r = run_of(w, name);
     for (int i = r.first; i < r.end; i++) {
         struct hv_slot *k = &w->slot[i];
         if (!is_in(w, &r, i))
             continue;
-        if (w->large)
+        if (w->large || w->once)
             advise(w, i, 0);
         if (k->taken) {
             hv_dev_free(w->dev, k->device);

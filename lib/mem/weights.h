@@ -67,8 +67,8 @@ void hv_wlist_cycle(struct hv_wlist *l);
 /* Index of a group, -1 if there is none. */
 int hv_wlist_find_group(const struct hv_wlist *l, const char *name);
 
-/* Bytes of a group whose matrices are stored as `matrices`: HV_BF16 (HV_NONE reads as that): vectors BF16, but those of
- * the list's dtype F32, which are F32; HV_F32: all F32; HV_I8 or HV_F8_E4M3: those of class HV_QUANT in bytes, with an
+/* Bytes of a group whose matrices are stored as `matrices`: HV_BF16 (HV_NONE reads as that) or HV_F16: vectors BF16 where
+ * the list's dtype is that, else F32; HV_F32: all F32; HV_I8 or HV_F8_E4M3: those of class HV_QUANT in bytes, with an
  * F32 scale a row, all else as with HV_BF16. aligned: every tensor at a multiple of HV_ALIGN, and so the whole, as in a
  * ring; else the bare sum. */
 int64_t hv_wlist_group_bytes(const struct hv_wlist *l, int group, hv_dtype matrices, int aligned);
@@ -102,6 +102,9 @@ int hv_weights_open_synth(struct hv_weights **w, struct hv_dev *d, const struct 
                           const struct hv_synth_opts *o, struct hv_err *e);
 void hv_weights_close(struct hv_weights *w);
 
+/* Each group is read once: on the host its pages leave the process when it is given back, and stay in the system's cache. */
+void hv_weights_once(struct hv_weights *w);
+
 /* Announces that a group, or the tensors whose names begin with a prefix, are about to be read, and that what follows
  * them in the list comes next. give: they are not needed again soon. Streamed: a group, each at most once at a time. */
 void hv_weights_take(struct hv_weights *w, const char *name);
@@ -115,6 +118,10 @@ hv_tensor hv_weight(struct hv_weights *w, const char *fmt, ...) __attribute__((f
 /* Rows first .. of it (of a vector: elements), which of a split tensor lie in one group. */
 hv_tensor hv_weight_rows(struct hv_weights *w, int64_t first, int64_t rows, const char *fmt, ...)
           __attribute__((format(printf, 4, 5)));
+
+/* The tensor where the host has it, as stored, also when the device is a GPU: for tables of which few rows are wanted. Not
+ * its group's business: it need not be taken. */
+hv_tensor hv_weight_host(struct hv_weights *w, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* 1 if the list has the tensor. */
 int hv_weights_have(const struct hv_weights *w, const char *name);

@@ -163,7 +163,7 @@ int64_t hv_wlist_group_bytes(const struct hv_wlist *l, int group, hv_dtype matri
         const int64_t rows = hv_wlist_rows(s, group, &first);
         const int64_t count = rows ? rows * (hv_shape_count(s->ndim, s->shape) / (s->ndim ? s->shape[0] : 1)) : 0;
         const int narrow = quantized && s->quant == HV_QUANT && s->ndim == 2;
-        const hv_dtype t = narrow ? matrices : s->ndim < 2 && s->dtype == HV_F32 ? HV_F32 : plain;
+        const hv_dtype t = narrow ? matrices : s->ndim < 2 && s->dtype != HV_BF16 ? HV_F32 : plain;
         if (!rows)
             continue;
         sum = placed(sum, count * (int64_t)hv_dtype_size(t), aligned);

@@ -3,6 +3,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/embed.h"
+
+#define LAST "text_model.final_layer_norm."
+
 int clip_config_parse(struct clip_config *c, const json_t *root, struct hv_err *e)
 {
     const json_t *nested = json_object_get(root, "text_config"), *t = json_is_object(nested) ? nested : root;
@@ -24,8 +28,10 @@ void clip_weights(struct hv_wlist *l, const struct clip_config *c)
     hv_wlist_add(l, HV_F16, HV_KEEP, 2, (int64_t[]){c->vocab, C}, "text_model.embeddings.token_embedding.weight");
     hv_wlist_add(l, HV_F16, HV_KEEP, 2, (int64_t[]){c->positions, C}, "text_model.embeddings.position_embedding.weight");
     clip_layers_weights(l, &c->stack);
-    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &C, "text_model.final_layer_norm.weight");
-    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &C, "text_model.final_layer_norm.bias");
+    hv_wlist_group(l, LAST);
+    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &C, LAST "weight");
+    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &C, LAST "bias");
+    hv_wlist_group(l, NULL);
 }
 
 int64_t clip_rows_of(const struct clip_config *c, const struct clip_text *t)
@@ -81,8 +87,9 @@ static int take_ids(struct clip *n, const struct clip_text *t, struct hv_err *e)
 }
 
 int clip_open(struct clip **net, struct hv_dev *d, struct hv_weights *w, const struct clip_config *c, const struct clip_text *t,
-              int n, struct hv_err *e)
+              int n, const struct hv_room *room, struct hv_err *e)
 {
+    const hv_dtype act = room ? room->act : HV_F32;
     struct hv_plan plan = {0};
     struct clip *k = calloc(1, sizeof *k);
 
@@ -93,10 +100,10 @@ int clip_open(struct clip **net, struct hv_dev *d, struct hv_weights *w, const s
     if (n < 1 || n > CLIP_TEXTS)
         hv_fail(e, HV_EINPUT, "clip: %d texts, expected 1 to %d", n, CLIP_TEXTS);
     else if (!take_ids(k, t, e)) {
-        clip_layers_plan(&plan, &c->stack, k->rows);
-        hv_plan_add(&plan, "pooled", HV_F32, CLIP_PH_ALL, 2, (int64_t[]){n, c->stack.hidden});
+        clip_layers_plan(&plan, &c->stack, k->rows, act);
+        hv_plan_add(&plan, "pooled", act, CLIP_PH_ALL, 2, (int64_t[]){n, c->stack.hidden});
         if (!hv_plan_place(&plan, e))
-            hv_arena_open(&k->a, d, &plan, e);
+            hv_arena_open_in(&k->a, d, &plan, room, e);
     }
     if (e->code) {
         clip_close(k);
@@ -125,17 +132,19 @@ void clip_encode(struct clip *n, hv_tensor pooled, hv_tensor trace)
 {
     const hv_tensor x = hv_arena_row(n->a, "x"), y = hv_arena_row(n->a, "y"), last = hv_arena_row(n->a, "pooled");
     const struct clip_layers *c = &n->config.stack;
-    const hv_tensor g = hv_weight(n->w, "text_model.final_layer_norm.weight"), b = hv_weight(n->w, "text_model.final_layer_norm.bias");
 
-    hv_gather_rows(n->d, x, hv_weight(n->w, "text_model.embeddings.token_embedding.weight"), n->ids);
-    hv_gather_rows(n->d, y, hv_weight(n->w, "text_model.embeddings.position_embedding.weight"), n->positions);
+    embed_rows(n->d, n->w, x, n->ids, "text_model.embeddings.token_embedding.weight");
+    embed_rows(n->d, n->w, y, n->positions, "text_model.embeddings.position_embedding.weight");
     hv_add(n->d, x, x, y);
     clip_layers_run(n->d, n->w, n->a, c, n->seq, n->n, 1, trace.ndim ? hv_rows(trace, 0, c->layers + 1) : HV_NO);
+    hv_weights_take(n->w, LAST);
+    const hv_tensor g = hv_weight(n->w, LAST "weight"), b = hv_weight(n->w, LAST "bias");
     if (trace.ndim) {
         hv_layer_norm(n->d, y, x, g, b, (float)c->eps);
         hv_download(n->d, hv_index(trace, c->layers + 1), y);
     }
     for (int s = 0; s < n->n; s++)
         hv_layer_norm(n->d, hv_rows(last, s, 1), hv_rows(x, n->seq[s].first + n->seq[s].n - 1, 1), g, b, (float)c->eps);
+    hv_weights_give(n->w, LAST);
     hv_download(n->d, pooled, last);
 }

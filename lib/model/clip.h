@@ -29,7 +29,8 @@ struct clip_config {
  * layer_norm_eps, hidden_act, eos_token_id, of the root or of its "text_config" where there is one. Faults: clip_layers_parse. */
 int clip_config_parse(struct clip_config *c, const json_t *root, struct hv_err *e);
 
-/* Every tensor that is read, in the order of use; F16. */
+/* Every tensor that is read, in the order of use; F16. Groups as they are read together, but for the tables of embeddings, which
+ * stay on the host. */
 void clip_weights(struct hv_wlist *l, const struct clip_config *c);
 
 struct clip_text {
@@ -42,10 +43,10 @@ int64_t clip_rows_of(const struct clip_config *c, const struct clip_text *t);
 
 struct clip;
 
-/* Places the plan for these texts, whose ids are copied. Borrows device and weights. HV_EINPUT: a text of no or too many ids, or an
- * id outside the vocabulary. */
+/* Places the plan for these texts, whose ids are copied; room NULL: F32, in memory of its own. Borrows device and weights.
+ * HV_EINPUT: a text of no or too many ids, or an id outside the vocabulary. */
 int  clip_open(struct clip **net, struct hv_dev *d, struct hv_weights *w, const struct clip_config *c, const struct clip_text *t,
-               int n, struct hv_err *e);
+               int n, const struct hv_room *room, struct hv_err *e);
 void clip_close(struct clip *net);
 
 const struct hv_plan *clip_plan(const struct clip *net);

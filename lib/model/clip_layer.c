@@ -64,6 +64,7 @@ void clip_layers_weights(struct hv_wlist *l, const struct clip_layers *c)
 
     for (int64_t i = 0; i < c->layers; i++) {
         layer_name(layer, c, i);
+        hv_wlist_group(l, "%s", layer);
         norm(l, layer, "layer_norm1", C);
         matrix(l, layer, "self_attn.q_proj", C, C);
         matrix(l, layer, "self_attn.k_proj", C, C);
@@ -73,20 +74,21 @@ void clip_layers_weights(struct hv_wlist *l, const struct clip_layers *c)
         matrix(l, layer, "mlp.fc1", M, C);
         matrix(l, layer, "mlp.fc2", C, M);
     }
+    hv_wlist_group(l, NULL);
 }
 
 /* ---- plan ---- */
 
-void clip_layers_plan(struct hv_plan *p, const struct clip_layers *c, int64_t rows)
+void clip_layers_plan(struct hv_plan *p, const struct clip_layers *c, int64_t rows, hv_dtype act)
 {
     const int64_t C = c->hidden, chunk = rows < ROWS_MLP ? rows : ROWS_MLP;
 
-    hv_plan_add(p, "x",   HV_F32, CLIP_PH_ALL,                2, (int64_t[]){rows, C});             /* residual stream */
-    hv_plan_add(p, "y",   HV_F32, CLIP_PH_ALL,                2, (int64_t[]){rows, C});             /* its norm; what is added */
-    hv_plan_add(p, "q",   HV_F32, CLIP_PH_ATTN,               2, (int64_t[]){rows, C});             /* then attention's output */
-    hv_plan_add(p, "k",   HV_F32, CLIP_PH_ATTN,               2, (int64_t[]){rows, C});
-    hv_plan_add(p, "v",   HV_F32, CLIP_PH_ATTN,               2, (int64_t[]){rows, C});
-    hv_plan_add(p, "mlp", HV_F32, CLIP_PH_MLP,                2, (int64_t[]){chunk, c->intermediate});
+    hv_plan_add(p, "x",   act, CLIP_PH_ALL,                2, (int64_t[]){rows, C});             /* residual stream */
+    hv_plan_add(p, "y",   act, CLIP_PH_ALL,                2, (int64_t[]){rows, C});             /* its norm; what is added */
+    hv_plan_add(p, "q",   act, CLIP_PH_ATTN,               2, (int64_t[]){rows, C});             /* then attention's output */
+    hv_plan_add(p, "k",   act, CLIP_PH_ATTN,               2, (int64_t[]){rows, C});
+    hv_plan_add(p, "v",   act, CLIP_PH_ATTN,               2, (int64_t[]){rows, C});
+    hv_plan_add(p, "mlp", act, CLIP_PH_MLP,                2, (int64_t[]){chunk, c->intermediate});
 }
 
 /* ---- forward ---- */

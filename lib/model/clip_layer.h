@@ -43,10 +43,11 @@ int clip_layers_parse(struct clip_layers *c, int64_t *layers, const json_t *conf
 /* The activation of a name in a config; HV_EUNSUP. */
 int clip_act_parse(enum hv_act *act, const char *name, struct hv_err *e);
 
+/* A group a layer, of the prefix of its names. */
 void clip_layers_weights(struct hv_wlist *l, const struct clip_layers *c);
 
-/* Adds the rows "x", "y", "q", "k", "v", "mlp" for R rows of x. */
-void clip_layers_plan(struct hv_plan *p, const struct clip_layers *c, int64_t rows);
+/* Adds the rows "x", "y", "q", "k", "v", "mlp" for R rows of x, in the dtype of activations. */
+void clip_layers_plan(struct hv_plan *p, const struct clip_layers *c, int64_t rows, hv_dtype act);
 
 /* Runs the layers in place on the arena's "x". trace: HV_NO, or [layers + 1, R, C] on the host, which receives x before the
  * first layer and after each. */

@@ -5,12 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "mem/arena.h"
+#include "model/embed.h"
 
 enum { PH_ATTN = 1, PH_MLP = 2, PH_ALL = 3 };
 
-#define ROWS_MLP 1536           /* rows of a chunk of the MLP: two prompts of the released model are one, which reads the weights once */
-#define MODEL    "language_model.model."
+#define MODEL "language_model.model."
 
 /* ---- config ---- */
 
@@ -80,14 +79,18 @@ void llama_weights(struct hv_wlist *l, const struct llama_config *c)
 
     hv_wlist_add(l, HV_F16, HV_KEEP, 2, (int64_t[]){c->vocab, H}, MODEL "embed_tokens.weight");
     for (int i = 0; i < c->run; i++) {
+        hv_wlist_group(l, MODEL "layers.%d.attention", i);
         hv_wlist_add(l, HV_F16, HV_KEEP, 1, &H, MODEL "layers.%d.input_layernorm.weight", i);
         for (int k = 0; k < 7; k++) {
+            if (k >= 4)
+                hv_wlist_group(l, MODEL "layers.%d.%s", i, part[k].name);
             if (k == 4)
                 hv_wlist_add(l, HV_F16, HV_KEEP, 1, &H, MODEL "layers.%d.post_attention_layernorm.weight", i);
             hv_wlist_add(l, HV_F16, HV_QUANT, 2, (int64_t[]){part[k].rows, part[k].cols}, MODEL "layers.%d.%s.weight", i,
                          part[k].name);
         }
     }
+    hv_wlist_group(l, NULL);
 }
 
 /* ---- layout ---- */
@@ -193,25 +196,25 @@ static int make_turns(struct llama *n, struct hv_err *e)
     return 0;
 }
 
-static int make_plan(struct hv_plan *p, const struct llama *n, struct hv_err *e)
+static int make_plan(struct hv_plan *p, const struct llama *n, hv_dtype A, struct hv_err *e)
 {
     const struct llama_config *c = &n->config;
-    const int64_t R = n->rows, K = n->key_rows, H = c->hidden, chunk = R < ROWS_MLP ? R : ROWS_MLP, D = c->head_dim;
+    const int64_t R = n->rows, K = n->key_rows, H = c->hidden, D = c->head_dim;
 
-    hv_plan_add(p, "x",    HV_F32, PH_ALL,  2, (int64_t[]){R, H});                  /* residual stream */
-    hv_plan_add(p, "h",    HV_F32, PH_ALL,  2, (int64_t[]){R, H});                  /* its norm; what is added to it */
-    hv_plan_add(p, "q",    HV_F32, PH_ATTN, 2, (int64_t[]){R, c->heads * D});       /* then attention's output */
-    hv_plan_add(p, "k",    HV_F32, PH_ATTN, 2, (int64_t[]){K, c->kv_heads * D});    /* of one layer: there is no cache */
-    hv_plan_add(p, "v",    HV_F32, PH_ATTN, 2, (int64_t[]){K, c->kv_heads * D});
+    hv_plan_add(p, "x",    A,      PH_ALL,  2, (int64_t[]){R, H});                  /* residual stream */
+    hv_plan_add(p, "h",    A,      PH_ALL,  2, (int64_t[]){R, H});                  /* its norm; what is added to it */
+    hv_plan_add(p, "q",    A,      PH_ATTN, 2, (int64_t[]){R, c->heads * D});       /* then attention's output */
+    hv_plan_add(p, "k",    A,      PH_ATTN, 2, (int64_t[]){K, c->kv_heads * D});    /* of one layer: there is no cache */
+    hv_plan_add(p, "v",    A,      PH_ATTN, 2, (int64_t[]){K, c->kv_heads * D});
     hv_plan_add(p, "cos",  HV_F32, PH_ALL,  2, (int64_t[]){R, D / 2});
     hv_plan_add(p, "sin",  HV_F32, PH_ALL,  2, (int64_t[]){R, D / 2});
-    hv_plan_add(p, "gate", HV_F32, PH_MLP,  2, (int64_t[]){chunk, c->intermediate});
-    hv_plan_add(p, "up",   HV_F32, PH_MLP,  2, (int64_t[]){chunk, c->intermediate});
+    hv_plan_add(p, "gate", A,      PH_MLP,  2, (int64_t[]){R, c->intermediate});
+    hv_plan_add(p, "up",   A,      PH_MLP,  2, (int64_t[]){R, c->intermediate});
     return hv_plan_place(p, e);
 }
 
 int llama_open(struct llama **net, struct hv_dev *d, struct hv_weights *w, const struct llama_config *c,
-               const struct llama_seq *s, int n, int64_t image_rows, struct hv_err *e)
+               const struct llama_seq *s, int n, int64_t image_rows, const struct hv_room *room, struct hv_err *e)
 {
     struct hv_plan plan = {0};
     struct llama *k = calloc(1, sizeof *k);
@@ -222,8 +225,8 @@ int llama_open(struct llama **net, struct hv_dev *d, struct hv_weights *w, const
     *k = (struct llama){.config = *c, .d = d, .w = w, .n = n, .image_rows = image_rows};
     if (n < 1 || n > LLAMA_SEQS)
         hv_fail(e, HV_EINPUT, "text: %d sequences, expected 1 to %d", n, LLAMA_SEQS);
-    else if (!lay_out(k, s, e) && !make_turns(k, e) && !make_plan(&plan, k, e))
-        hv_arena_open(&k->a, d, &plan, e);
+    else if (!lay_out(k, s, e) && !make_turns(k, e) && !make_plan(&plan, k, room ? room->act : HV_F32, e))
+        hv_arena_open_in(&k->a, d, &plan, room, e);
     if (e->code) {
         llama_close(k);
         return e->code;
@@ -264,7 +267,7 @@ static hv_tensor weight(struct llama *n, const char *layer, const char *name)
 static void embed_ids(struct llama *n, const struct place *p, int64_t from, int64_t to, int64_t first)
 {
     if (to > from)
-        hv_gather_rows(n->d, hv_rows(row(n, "x"), first, to - from), hv_weight(n->w, MODEL "embed_tokens.weight"), p->ids + from);
+        embed_rows(n->d, n->w, hv_rows(row(n, "x"), first, to - from), p->ids + from, MODEL "embed_tokens.weight");
 }
 
 /* x = the merged sequences: text, image, text; pads are zeros. */
@@ -283,6 +286,15 @@ static void embed(struct llama *n, hv_tensor image)
         if (p->pad >= 0)
             hv_fill(n->d, hv_rows(x, p->pad, 1), 0);
     }
+}
+
+/* Weights of a part of a layer, until `done`. */
+static void part(struct llama *n, const char *layer, const char *name, int done)
+{
+    char group[96];
+
+    snprintf(group, sizeof group, "%s%s", layer, name);
+    (done ? hv_weights_give : hv_weights_take)(n->w, group);
 }
 
 /* Keys and values of every valid row; pads have none, as nobody sees them. */
@@ -313,6 +325,7 @@ static void attention(struct llama *n, const char *layer)
     const hv_tensor x = row(n, "x"), h = row(n, "h"), q = row(n, "q");
     struct hv_attn a = {.heads = (int)c->heads, .kv_heads = (int)c->kv_heads, .scale = 1 / sqrtf((float)c->head_dim)};
 
+    part(n, layer, "attention", 0);
     hv_rms_norm(n->d, h, x, weight(n, layer, "input_layernorm"), (float)c->eps);
     hv_linear(n->d, q, h, weight(n, layer, "self_attn.q_proj"), HV_NO, HV_ACT_NONE);
     hv_rope_half(n->d, q, (int)c->heads, row(n, "cos"), row(n, "sin"));
@@ -330,25 +343,27 @@ static void attention(struct llama *n, const char *layer)
             hv_attention(n->d, hv_rows(q, p->pad, 1), hv_rows(q, p->pad, 1), k, v, &a);
     }
     hv_linear(n->d, h, q, weight(n, layer, "self_attn.o_proj"), HV_NO, HV_ACT_NONE);
+    part(n, layer, "attention", 1);
     hv_add(n->d, x, x, h);
 }
 
 /* x += Wd (silu(Wg rms(x)) * (Wu rms(x))) */
 static void mlp(struct llama *n, const char *layer)
 {
-    const int64_t chunk = row(n, "gate").shape[0];
+    const hv_tensor x = row(n, "x"), h = row(n, "h"), gate = row(n, "gate"), up = row(n, "up");
 
-    for (int64_t r = 0; r < n->rows; r += chunk) {
-        const int64_t rows = n->rows - r < chunk ? n->rows - r : chunk;
-        const hv_tensor x = hv_rows(row(n, "x"), r, rows), h = hv_rows(row(n, "h"), r, rows);
-        const hv_tensor gate = hv_rows(row(n, "gate"), 0, rows), up = hv_rows(row(n, "up"), 0, rows);
-        hv_rms_norm(n->d, h, x, weight(n, layer, "post_attention_layernorm"), (float)n->config.eps);
-        hv_linear(n->d, gate, h, weight(n, layer, "mlp.gate_proj"), HV_NO, HV_ACT_NONE);
-        hv_linear(n->d, up, h, weight(n, layer, "mlp.up_proj"), HV_NO, HV_ACT_NONE);
-        hv_swiglu(n->d, gate, gate, up);
-        hv_linear(n->d, h, gate, weight(n, layer, "mlp.down_proj"), HV_NO, HV_ACT_NONE);
-        hv_add(n->d, x, x, h);
-    }
+    part(n, layer, "mlp.gate_proj", 0);
+    hv_rms_norm(n->d, h, x, weight(n, layer, "post_attention_layernorm"), (float)n->config.eps);
+    hv_linear(n->d, gate, h, weight(n, layer, "mlp.gate_proj"), HV_NO, HV_ACT_NONE);
+    part(n, layer, "mlp.gate_proj", 1);
+    part(n, layer, "mlp.up_proj", 0);
+    hv_linear(n->d, up, h, weight(n, layer, "mlp.up_proj"), HV_NO, HV_ACT_NONE);
+    part(n, layer, "mlp.up_proj", 1);
+    hv_swiglu(n->d, gate, gate, up);
+    part(n, layer, "mlp.down_proj", 0);
+    hv_linear(n->d, h, gate, weight(n, layer, "mlp.down_proj"), HV_NO, HV_ACT_NONE);
+    part(n, layer, "mlp.down_proj", 1);
+    hv_add(n->d, x, x, h);
 }
 
 /* Rows [from, to) of a sequence to out, which begins with row `crop`. */
@@ -358,6 +373,18 @@ static void bring(struct llama *n, hv_tensor out, int64_t crop, int64_t from, in
 
     if (from + skip < to)
         hv_download(n->d, hv_rows(out, from + skip - crop, to - from - skip), hv_rows(row(n, "x"), first + skip, to - from - skip));
+}
+
+/* The one pad row to all of them. */
+static void bring_pads(struct llama *n, const struct place *p, hv_tensor out)
+{
+    const int64_t from = (p->valid > p->seq.crop ? p->valid : p->seq.crop) - p->seq.crop, to = p->seq.rows - p->seq.crop;
+
+    if (p->pad < 0)
+        return;
+    hv_download(n->d, hv_rows(out, from, 1), hv_rows(row(n, "x"), p->pad, 1));      /* pageable: past when the call returns */
+    for (int64_t r = from + 1; r < to; r++)
+        memcpy(hv_rows(out, r, 1).data, hv_rows(out, from, 1).data, (size_t)out.shape[1] * hv_dtype_size(out.dtype));
 }
 
 void llama_encode(struct llama *n, const hv_tensor *out, hv_tensor image, hv_tensor trace)
@@ -373,10 +400,8 @@ void llama_encode(struct llama *n, const hv_tensor *out, hv_tensor image, hv_ten
             hv_download(n->d, hv_index(trace, i), row(n, "x"));
         snprintf(layer, sizeof layer, MODEL "layers.%d.", i);
         hv_dev_report(n->d, "layer", i, (int)n->config.run);
-        hv_weights_take(n->w, layer);
         attention(n, layer);
         mlp(n, layer);
-        hv_weights_give(n->w, layer);
     }
     hv_dev_report(n->d, "layer", (int)n->config.run, (int)n->config.run);
     if (trace.ndim)
@@ -385,8 +410,6 @@ void llama_encode(struct llama *n, const hv_tensor *out, hv_tensor image, hv_ten
         const struct place *p = &n->at[i];
         bring(n, out[i], p->seq.crop, 0, p->shared, 0);
         bring(n, out[i], p->seq.crop, p->shared, p->valid, p->first);
-        for (int64_t r = p->valid; r < p->seq.rows; r++)
-            if (r >= p->seq.crop)
-                hv_download(n->d, hv_rows(out[i], r - p->seq.crop, 1), hv_rows(row(n, "x"), p->pad, 1));
+        bring_pads(n, p, out[i]);
     }
 }

@@ -22,6 +22,7 @@
 #define HV_LLAMA_H
 
 #include "core/json.h"
+#include "mem/arena.h"
 #include "mem/plan.h"
 #include "mem/weights.h"
 #include "ops/ops.h"
@@ -45,7 +46,8 @@ struct llama_config {
  * HV_EINPUT: out of range, heads that do not divide; HV_EUNSUP: scaled rope, biases, an activation other than silu. */
 int llama_config_parse(struct llama_config *c, const json_t *root, struct hv_err *e);
 
-/* Every tensor that is read, in the order of use; F16, the layers' matrices may be quantized. */
+/* Every tensor that is read, in the order of use; F16, the layers' matrices may be quantized. Four groups a layer, so that a ring of
+ * weights may be smaller than one; the table of embeddings stays on the host. */
 void llama_weights(struct hv_wlist *l, const struct llama_config *c);
 
 struct llama_seq {
@@ -61,10 +63,10 @@ int64_t llama_valid(const struct llama_seq *s, int64_t image_rows);
 
 struct llama;
 
-/* Places the plan for these sequences, whose ids are copied. Borrows device and weights. HV_EINPUT: no sequence or too many, rows below
- * what the ids need, an id outside the vocabulary. */
+/* Places the plan for these sequences, whose ids are copied; room NULL: F32, in memory of its own. Borrows device and weights.
+ * HV_EINPUT: no sequence or too many, rows below what the ids need, an id outside the vocabulary. */
 int  llama_open(struct llama **net, struct hv_dev *d, struct hv_weights *w, const struct llama_config *c,
-                const struct llama_seq *s, int n, int64_t image_rows, struct hv_err *e);
+                const struct llama_seq *s, int n, int64_t image_rows, const struct hv_room *room, struct hv_err *e);
 void llama_close(struct llama *net);
 
 const struct hv_plan *llama_plan(const struct llama *net);

@@ -5,7 +5,11 @@
 #include "mem/part.h"
 
 #define PART "vae"
-#define LATER_MIB 8                     /* what kernels and libraries take after the context was made */
+
+static int is_cuda(const char *device)
+{
+    return !strncmp(device, "cuda", 4);
+}
 
 static const char *const keeps[] = {"all", "outputs", "nothing"};
 
@@ -56,7 +60,7 @@ int vae_act_parse(const char *name, const char *device, hv_dtype *act, struct hv
     *act = !name ? HV_NONE : !strcmp(name, "f16") ? HV_F16 : !strcmp(name, "bf16") ? HV_BF16 : HV_F32;
     if (name && *act == HV_F32 && strcmp(name, "f32"))
         return hv_fail(e, HV_EUSAGE, "--dtype %s: f16, bf16 or f32", name);
-    if (name && *act != HV_F32 && !hv_is_cuda(device))
+    if (name && *act != HV_F32 && !is_cuda(device))
         return hv_fail(e, HV_EUSAGE, "--dtype %s: the cpu computes in f32", name);
     return 0;
 }
@@ -72,7 +76,7 @@ static int open_device(struct vae_stage *s, struct hv_err *e)
 
 int vae_stage_open(struct vae_stage *s, const struct vae_config *c, const int64_t size[3], struct hv_err *e)
 {
-    const int gpu = hv_is_cuda(s->device);
+    const int gpu = is_cuda(s->device);
     struct hv_wlist list = {0};
 
     s->opts = (struct vae_opts){.part = s->part, .t = size[0], .h = size[1], .w = size[2], .gpu = gpu,
@@ -80,8 +84,9 @@ int vae_stage_open(struct vae_stage *s, const struct vae_config *c, const int64_
     vae_part_weights(&list, c, s->part);
     if (!open_device(s, e) && !hv_part_weights(&s->weights, s->host ? s->host : s->dev, s->model, PART, &list, e)) {
         const struct hv_dev_info *info = s->plan_only ? NULL : &s->before;
-        s->context = gpu ? hv_context_bytes(info) + ((size_t)LATER_MIB << 20) : 0;
-        if (!hv_device_budget(&s->opts.budget, s->device, s->vram, s->context, info, e) && !choose(&s->opts, c, s->keep, e))
+        s->context = !gpu ? 0 : (info && info->context ? (size_t)info->context : HV_CONTEXT_BYTES) + HV_LATER_BYTES;
+        s->opts.budget = gpu ? 0 : hv_size_budget(s->vram);
+        if ((!gpu || !hv_budget_device(&s->opts.budget, s->vram, s->context, info, e)) && !choose(&s->opts, c, s->keep, e))
             vae_open(&s->net, s->dev, s->weights, c, &s->opts, e);
     }
     hv_wlist_close(&list);
@@ -134,6 +139,6 @@ void vae_stage_say(const struct vae_stage *s, const struct hv_cli *cli)
     if (s->plan_only || !s->opts.gpu || hv_dev_info(s->dev, &now, &e))
         return;
     hv_note(cli, "memory: predicted %.1f MiB, measured %.1f MiB (context %.1f%s); kept of the last level: %s",
-            (double)(hv_plan_bytes(vae_plan_of(s->net)) + s->context) / mib, (double)hv_bytes_taken(&s->before, &now) / mib,
+            (double)(hv_plan_bytes(vae_plan_of(s->net)) + s->context) / mib, (double)hv_budget_taken(s->context, &s->before, &now) / mib,
             (double)s->context / mib, s->before.context ? "" : ", assumed", vae_keep_name((int)s->opts.keep));
 }

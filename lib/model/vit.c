@@ -3,7 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TOWER "vision_tower.vision_model."
+#include "model/embed.h"
+
+#define TOWER     "vision_tower.vision_model."
+#define STEM      TOWER "embeddings."           /* groups of weights */
+#define PROJECTOR "multi_modal_projector."
 
 static const float mean[3] = {0.48145466f, 0.4578275f, 0.4082107f}, deviation[3] = {0.26862954f, 0.26130258f, 0.27577711f};
 
@@ -65,16 +69,19 @@ void vit_weights(struct hv_wlist *l, const struct vit_config *c)
 {
     const int64_t C = c->stack.hidden, H = c->out;
 
-    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &C, TOWER "embeddings.class_embedding");
-    hv_wlist_add(l, HV_F16, HV_KEEP, 4, (int64_t[]){C, 3, c->patch, c->patch}, TOWER "embeddings.patch_embedding.weight");
-    hv_wlist_add(l, HV_F16, HV_KEEP, 2, (int64_t[]){patches(c) + 1, C}, TOWER "embeddings.position_embedding.weight");
+    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &C, STEM "class_embedding");
+    hv_wlist_add(l, HV_F16, HV_KEEP, 2, (int64_t[]){patches(c) + 1, C}, STEM "position_embedding.weight");
+    hv_wlist_group(l, STEM);
+    hv_wlist_add(l, HV_F16, HV_KEEP, 4, (int64_t[]){C, 3, c->patch, c->patch}, STEM "patch_embedding.weight");
     hv_wlist_add(l, HV_F16, HV_KEEP, 1, &C, TOWER "pre_layrnorm.weight");      /* the checkpoint's spelling */
     hv_wlist_add(l, HV_F16, HV_KEEP, 1, &C, TOWER "pre_layrnorm.bias");
     clip_layers_weights(l, &c->stack);
-    hv_wlist_add(l, HV_F16, HV_QUANT, 2, (int64_t[]){H, C}, "multi_modal_projector.linear_1.weight");
-    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &H, "multi_modal_projector.linear_1.bias");
-    hv_wlist_add(l, HV_F16, HV_QUANT, 2, (int64_t[]){H, H}, "multi_modal_projector.linear_2.weight");
-    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &H, "multi_modal_projector.linear_2.bias");
+    hv_wlist_group(l, PROJECTOR);
+    hv_wlist_add(l, HV_F16, HV_QUANT, 2, (int64_t[]){H, C}, PROJECTOR "linear_1.weight");
+    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &H, PROJECTOR "linear_1.bias");
+    hv_wlist_add(l, HV_F16, HV_QUANT, 2, (int64_t[]){H, H}, PROJECTOR "linear_2.weight");
+    hv_wlist_add(l, HV_F16, HV_KEEP, 1, &H, PROJECTOR "linear_2.bias");
+    hv_wlist_group(l, NULL);
 }
 
 /* ---- network ---- */
@@ -89,22 +96,23 @@ struct vit {
 
 enum { PH_OUT = 8 };
 
-static int place(struct hv_plan *p, const struct vit_config *c, struct hv_err *e)
+static int place(struct hv_plan *p, const struct vit_config *c, hv_dtype act, struct hv_err *e)
 {
     const int64_t P = patches(c), R = vit_rows(c);
 
-    clip_layers_plan(p, &c->stack, P + 1);
+    clip_layers_plan(p, &c->stack, P + 1, act);
     hv_plan_add(p, "pixels",    HV_F32, CLIP_PH_EMBED,        4, (int64_t[]){3, 1, c->image, c->image});
-    hv_plan_add(p, "patches",   HV_F32, CLIP_PH_EMBED,        2, (int64_t[]){P, 3 * c->patch * c->patch});
-    hv_plan_add(p, "projected", HV_F32, PH_OUT,               2, (int64_t[]){R, c->out});
-    hv_plan_add(p, "out",       HV_F32, PH_OUT,               2, (int64_t[]){R, c->out});
+    hv_plan_add(p, "patches",   act,    CLIP_PH_EMBED,        2, (int64_t[]){P, 3 * c->patch * c->patch});
+    hv_plan_add(p, "projected", act,    PH_OUT,               2, (int64_t[]){R, c->out});
+    hv_plan_add(p, "out",       act,    PH_OUT,               2, (int64_t[]){R, c->out});
     for (int i = 0; i < p->n; i++)
         if (!strcmp(p->row[i].name, "x"))
             p->row[i].phases |= PH_OUT;                     /* the projector reads the features */
     return hv_plan_place(p, e);
 }
 
-int vit_open(struct vit **net, struct hv_dev *d, struct hv_weights *w, const struct vit_config *c, struct hv_err *e)
+int vit_open(struct vit **net, struct hv_dev *d, struct hv_weights *w, const struct vit_config *c, const struct hv_room *room,
+             struct hv_err *e)
 {
     struct hv_plan plan = {0};
     struct vit *n = calloc(1, sizeof *n);
@@ -116,8 +124,8 @@ int vit_open(struct vit **net, struct hv_dev *d, struct hv_weights *w, const str
     *n = (struct vit){.config = *c, .d = d, .w = w, .positions = malloc((size_t)R * sizeof *n->positions)};
     if (!n->positions)
         hv_fail(e, HV_ENOMEM, "no memory for the vision tower");
-    else if (!place(&plan, c, e))
-        hv_arena_open(&n->a, d, &plan, e);
+    else if (!place(&plan, c, room ? room->act : HV_F32, e))
+        hv_arena_open_in(&n->a, d, &plan, room, e);
     if (e->code) {
         vit_close(n);
         return e->code;
@@ -154,20 +162,21 @@ static void embed(struct vit *n, hv_tensor pixels)
 {
     const struct vit_config *c = &n->config;
     const int64_t P = patches(c), K = 3 * c->patch * c->patch;
-    const hv_tensor x = hv_arena_row(n->a, "x"), y = hv_rows(hv_arena_row(n->a, "y"), 0, P);
+    const hv_tensor x = hv_arena_row(n->a, "x"), y = hv_arena_row(n->a, "y");
     const hv_tensor planes = hv_arena_row(n->a, "pixels"), rows = hv_arena_row(n->a, "patches");
-    const hv_tensor w = hv_weight(n->w, TOWER "embeddings.patch_embedding.weight");
+    static const int32_t first = 0;
 
-    hv_weights_take(n->w, TOWER "embeddings.");
+    embed_rows(n->d, n->w, hv_rows(x, 0, 1), &first, STEM "class_embedding");
+    hv_weights_take(n->w, STEM);
+    const hv_tensor w = hv_weight(n->w, STEM "patch_embedding.weight");
     hv_upload(n->d, planes, hv_reshape(pixels, 4, (int64_t[]){3, 1, c->image, c->image}));
     hv_patchify(n->d, rows, planes, (int[]){1, (int)c->patch, (int)c->patch});
-    hv_linear(n->d, y, rows, hv_reshape(w, 2, (int64_t[]){c->stack.hidden, K}), HV_NO, HV_ACT_NONE);
-    hv_gather_rows(n->d, x, hv_weight(n->w, TOWER "embeddings.position_embedding.weight"), n->positions);
-    hv_add(n->d, hv_rows(x, 0, 1), hv_rows(x, 0, 1), hv_weight(n->w, TOWER "embeddings.class_embedding"));
-    hv_add(n->d, hv_rows(x, 1, P), hv_rows(x, 1, P), y);
-    hv_weights_give(n->w, TOWER "embeddings.");
+    hv_linear(n->d, hv_rows(x, 1, P), rows, hv_reshape(w, 2, (int64_t[]){c->stack.hidden, K}), HV_NO, HV_ACT_NONE);
+    embed_rows(n->d, n->w, y, n->positions, STEM "position_embedding.weight");
+    hv_add(n->d, x, x, y);
     hv_layer_norm(n->d, x, x, hv_weight(n->w, TOWER "pre_layrnorm.weight"), hv_weight(n->w, TOWER "pre_layrnorm.bias"),
                   (float)c->stack.eps);
+    hv_weights_give(n->w, STEM);
 }
 
 void vit_encode(struct vit *n, hv_tensor out, hv_tensor pixels, hv_tensor trace)
@@ -178,11 +187,11 @@ void vit_encode(struct vit *n, hv_tensor out, hv_tensor pixels, hv_tensor trace)
 
     embed(n, pixels);
     clip_layers_run(n->d, n->w, n->a, &c->stack, &all, 1, 0, trace);
-    hv_weights_take(n->w, "multi_modal_projector.");
-    hv_linear(n->d, p, hv_rows(x, !c->keep_class, vit_rows(c)), hv_weight(n->w, "multi_modal_projector.linear_1.weight"),
-              hv_weight(n->w, "multi_modal_projector.linear_1.bias"), c->act);
-    hv_linear(n->d, y, p, hv_weight(n->w, "multi_modal_projector.linear_2.weight"),
-              hv_weight(n->w, "multi_modal_projector.linear_2.bias"), HV_ACT_NONE);
-    hv_weights_give(n->w, "multi_modal_projector.");
+    hv_weights_take(n->w, PROJECTOR);
+    hv_linear(n->d, p, hv_rows(x, !c->keep_class, vit_rows(c)), hv_weight(n->w, PROJECTOR "linear_1.weight"),
+              hv_weight(n->w, PROJECTOR "linear_1.bias"), c->act);
+    hv_linear(n->d, y, p, hv_weight(n->w, PROJECTOR "linear_2.weight"),
+              hv_weight(n->w, PROJECTOR "linear_2.bias"), HV_ACT_NONE);
+    hv_weights_give(n->w, PROJECTOR);
     hv_download(n->d, out, y);
 }

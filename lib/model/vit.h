@@ -36,7 +36,8 @@ struct vit_config {
  * HV_EINPUT: out of range, a feature layer that the tower has not; HV_EUNSUP: channels other than 3, another strategy. */
 int vit_config_parse(struct vit_config *c, const json_t *root, struct hv_err *e);
 
-/* Every tensor that is read, in the order of use; F16. */
+/* Every tensor that is read, in the order of use; F16. Groups as they are read together, but for the embeddings of class and
+ * positions, which stay on the host. */
 void vit_weights(struct hv_wlist *l, const struct vit_config *c);
 
 /* Rows that a picture becomes. */
@@ -47,8 +48,9 @@ void vit_pixels(float *pixels, const uint8_t *rgb, int64_t side);
 
 struct vit;
 
-/* Borrows the device and the weights. */
-int  vit_open(struct vit **net, struct hv_dev *d, struct hv_weights *w, const struct vit_config *c, struct hv_err *e);
+/* Borrows the device and the weights. room NULL: F32, in memory of its own. */
+int  vit_open(struct vit **net, struct hv_dev *d, struct hv_weights *w, const struct vit_config *c, const struct hv_room *room,
+              struct hv_err *e);
 void vit_close(struct vit *net);
 
 const struct hv_plan *vit_plan(const struct vit *net);

@@ -4,7 +4,7 @@
  * Matrices are [rows, columns] with the last stride 1 and any row stride. Activations (x, y, q, ..) have the device's
  * activation dtype: f32 on the cpu, bf16 (or f16, f32) on cuda. Vectors (bias, norm weights, gate, shift, ..) are f32; on cuda
  * bias and norm weights may be bf16 too, as stored. Matrices of weights may be F32, F16, BF16, or I8 and F8_E4M3 with one
- * scale a row; they are used as stored (cuda: matrices of weights are bf16, or quantized).
+ * scale a row; they are used as stored (cuda: fast where they are quantized, or have the dtype of x).
  * An absent optional tensor is HV_NO. y may equal x (same view) where an operation says "in place". Sums are f32 or wider.
  * The result never depends on the number of threads. */
 #ifndef HV_OPS_H

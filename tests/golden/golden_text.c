@@ -15,6 +15,8 @@
 #include "text/prompt.h"
 
 #define LEVEL 0.0154            /* one level of 255, divided by the smallest deviation */
+#define F16_ABS 0.02            /* of activations and weights of F16 on a GPU against f32 */
+#define F16_GAP 5e-6
 
 struct text {
     struct golden *g;
@@ -25,6 +27,8 @@ struct text {
     struct hv_dev *dev;
     struct hv_weights *weights;
     struct hv_bpe *bpe;
+    struct hv_arena *arena;             /* on a GPU: ring of weights, workspace of products */
+    struct hv_room room;                /* of the activations */
     double         tol, cos;
 };
 
@@ -67,15 +71,44 @@ static hv_tensor floats(struct text *t, int ndim, const int64_t *shape)
     return hv_view(room(t, (size_t)hv_shape_count(ndim, shape) * 4), HV_F32, ndim, shape);
 }
 
+static void close_weights(struct text *t)
+{
+    hv_weights_close(t->weights);
+    if (t->arena)
+        t->dev->scratch = HV_NO;
+    hv_arena_close(t->arena);
+}
+
 static void close_case(struct text *t)
 {
     if (t->e.code)
         golden_error(t->g, t->name, &t->e);
-    hv_weights_close(t->weights);
+    close_weights(t);
     hv_dev_close(t->dev);
     hv_bpe_close(t->bpe);
     hv_in_close(t->in);
     json_decref(t->config);
+}
+
+/* On a GPU as hv-text does it: through a ring, which is small here so that it goes round. */
+static int stream_weights(struct text *t, const struct hv_wlist *l)
+{
+    struct hv_plan plan = {0};
+    int64_t largest = 0;
+
+    if (t->dev->kind != HV_CUDA)
+        return 0;
+    for (int g = 0; g < l->groups; g++) {
+        const int64_t bytes = hv_weights_group_bytes(t->weights, g, 1);
+        largest = bytes > largest ? bytes : largest;
+    }
+    hv_plan_add(&plan, "ring", HV_BYTES, 1, 1, (const int64_t[]){2 * largest});
+    hv_plan_add(&plan, "gemm", HV_BYTES, 1, 1, (const int64_t[]){(int64_t)HV_LINEAR_SCRATCH});
+    if (hv_plan_place(&plan, &t->e) || hv_arena_open(&t->arena, t->dev, &plan, &t->e))
+        return t->e.code;
+    t->dev->scratch = hv_arena_row(t->arena, "gemm");
+    const struct hv_stream_opts o = {.ring = hv_arena_row(t->arena, "ring"), .matrices = t->room.act, .once = 1, .poison = 1};
+    return hv_weights_stream(t->weights, &o, &t->e);
 }
 
 static int open_weights(struct text *t, const struct hv_wlist *l)
@@ -85,7 +118,16 @@ static int open_weights(struct text *t, const struct hv_wlist *l)
 
     if (!seed)
         return hv_fail(&t->e, HV_EINPUT, "no seed in the metadata");
-    return hv_weights_open_synth(&t->weights, t->dev, l, &o, &t->e);
+    return hv_weights_open_synth(&t->weights, t->dev, l, &o, &t->e) || stream_weights(t, l);
+}
+
+/* What a network's result may differ by: of f32 as given; on a GPU what its 16-bit activations cost. */
+static void tolerate(struct text *t, double tol, double cos)
+{
+    const int gpu = t->dev->kind == HV_CUDA, half = gpu && t->room.act == HV_F16;
+
+    t->tol = half ? F16_ABS : gpu ? GOLDEN_BF16_ABS : tol;
+    t->cos = half ? F16_GAP : gpu ? GOLDEN_BF16_GAP : cos;
 }
 
 /* ---- tokens ---- */
@@ -177,7 +219,7 @@ static void clip_prompt(struct text *t, const struct clip_config *c, int i)
         goto out;
     const struct clip_text seq = {ids.id, (int64_t)ids.n};
     const int64_t rows = clip_rows_of(c, &seq), layers = c->stack.layers;
-    if (clip_open(&net, t->dev, t->weights, c, &seq, 1, &t->e))
+    if (clip_open(&net, t->dev, t->weights, c, &seq, 1, &t->room, &t->e))
         goto out;
     trace = floats(t, 3, (int64_t[]){layers + 2, rows, c->stack.hidden});
     clip_encode(net, pooled, trace);
@@ -209,8 +251,7 @@ static void run_clip(struct text *t)
     char name[64], path[4096];
     const char *tokenizer = hv_in_meta(t->in, "tokenizer");
 
-    t->tol = 1e-5;
-    t->cos = 1e-7;
+    tolerate(t, 1e-5, 1e-7);
     if (clip_config_parse(&c, t->config, &t->e) ||
         hv_bpe_open_clip(&t->bpe, at(path, t->dir, tokenizer ? tokenizer : "../clip_tokenizer"), &t->e))
         return;
@@ -327,7 +368,7 @@ static void run_vision(struct llava *v)
     char name[64];
 
     v->image = floats(t, 2, (int64_t[]){vit_rows(&v->vit), v->vit.out});
-    if (!t->e.code && !vit_open(&net, t->dev, t->weights, &v->vit, &t->e)) {
+    if (!t->e.code && !vit_open(&net, t->dev, t->weights, &v->vit, &t->room, &t->e)) {
         vit_encode(net, v->image, pixels, trace);
         hv_dev_sync(t->dev, &t->e);
     }
@@ -363,7 +404,7 @@ static void run_llama(struct llava *v, const struct hv_prompt *p, int n, hv_tens
         seq[i] = sequence(v, &p[i]);
         out[i] = floats(t, 2, (int64_t[]){total_rows(v) - v->prompt.crop_start, v->llama.hidden});
     }
-    if (t->e.code || llama_open(&net, t->dev, t->weights, &v->llama, seq, n, vit_rows(&v->vit), &t->e))
+    if (t->e.code || llama_open(&net, t->dev, t->weights, &v->llama, seq, n, vit_rows(&v->vit), &t->room, &t->e))
         return;
     if (trace)
         *trace = floats(t, 3, (int64_t[]){v->llama.run + 1, llama_rows(net), v->llama.hidden});
@@ -469,7 +510,7 @@ static void run_prompts(struct llava *v)
 /* text_states_2 of both prompts, with the weights of text_encoder_2/config.json. */
 static void run_pooled(struct text *t, const char *const text[2], const size_t n[2])
 {
-    struct text u = {.g = t->g, .dir = t->dir, .name = t->name, .in = t->in, .dev = t->dev, .tol = 1e-5, .cos = 1e-7};
+    struct text u = {.g = t->g, .dir = t->dir, .name = t->name, .in = t->in, .dev = t->dev, .room = t->room};
     const char *tokenizer = hv_in_meta(t->in, "clip_tokenizer");
     struct hv_wlist list = {0};
     struct hv_ids ids[2] = {{0}};
@@ -479,6 +520,7 @@ static void run_pooled(struct text *t, const char *const text[2], const size_t n
     char path[4096];
     int64_t dropped;
 
+    tolerate(&u, 1e-5, 1e-7);
     if (!hv_json_read(&u.config, at(path, t->dir, "text_encoder_2/config.json"), &u.e) && !clip_config_parse(&c, u.config, &u.e) &&
         !hv_bpe_open_clip(&u.bpe, at(path, t->dir, tokenizer ? tokenizer : "../clip_tokenizer"), &u.e) &&
         !hv_prompt_encode_clip(&ids[0], u.bpe, text[0], n[0], c.positions, &dropped, &u.e) &&
@@ -486,7 +528,7 @@ static void run_pooled(struct text *t, const char *const text[2], const size_t n
         const struct clip_text seq[2] = {{ids[0].id, (int64_t)ids[0].n}, {ids[1].id, (int64_t)ids[1].n}};
         clip_weights(&list, &c);
         pooled = floats(&u, 2, (int64_t[]){2, c.stack.hidden});
-        if (!open_weights(&u, &list) && !clip_open(&net, u.dev, u.weights, &c, seq, 2, &u.e)) {
+        if (!open_weights(&u, &list) && !clip_open(&net, u.dev, u.weights, &c, seq, 2, &u.room, &u.e)) {
             clip_encode(net, pooled, HV_NO);
             if (!hv_dev_sync(u.dev, &u.e))
                 compare(&u, "text_states_2", pooled, u.tol, u.cos);
@@ -497,7 +539,7 @@ static void run_pooled(struct text *t, const char *const text[2], const size_t n
     hv_ids_close(&ids[0]);
     hv_ids_close(&ids[1]);
     free(pooled.data);
-    hv_weights_close(u.weights);
+    close_weights(&u);
     hv_bpe_close(u.bpe);
     json_decref(u.config);
     if (u.e.code)
@@ -568,8 +610,7 @@ static void run_llava(struct text *t)
         hv_bpe_open_llama(&t->bpe, at(path, t->dir, tokenizer ? tokenizer : "../llama_tokenizer"), &t->e))
         return;
     const int whole = hv_in_find(t->in, "text_states") != NULL;
-    t->tol = whole ? 2e-4 : 1e-4;
-    t->cos = 1e-6;
+    tolerate(t, whole ? 2e-4 : 1e-4, 1e-6);
     vit_weights(&list, &v.vit);
     llama_weights(&list, &v.llama);
     if (!open_weights(t, &list)) {
@@ -586,17 +627,27 @@ static void run_llava(struct text *t)
 
 /* ---- folders ---- */
 
-static void run_folder(struct golden *g, const char *path, const char *name)
+static void run_in(struct golden *g, const char *path, const char *name, const char *config, const char *golden, hv_dtype act)
 {
-    struct text t = {.g = g, .dir = path, .name = name};
-    char config[4096], golden[4096];
+    struct text t = {.g = g, .dir = path, .name = name, .room = {.act = act}};
 
-    if (name[0] == '.' || !golden_exists(at(golden, path, "golden.safetensors")) || !golden_exists(at(config, path, "config.json")))
-        return;
     if (!hv_json_read(&t.config, config, &t.e) && !hv_in_open(&t.in, golden, &t.e) &&
         !hv_dev_open(&t.dev, g->device, g->threads, &t.e))
         (json_object_get(t.config, "vision_config") ? run_llava : run_clip)(&t);
     close_case(&t);
+}
+
+/* On a GPU in both dtypes that hv-text computes in: which one follows from the file of weights. */
+static void run_folder(struct golden *g, const char *path, const char *name)
+{
+    char config[4096], golden[4096], bf16[4096];
+
+    if (name[0] == '.' || !golden_exists(at(golden, path, "golden.safetensors")) || !golden_exists(at(config, path, "config.json")))
+        return;
+    run_in(g, path, name, config, golden, golden_bf16(g) ? HV_F16 : HV_F32);
+    snprintf(bf16, sizeof bf16, "%s, bf16", name);
+    if (golden_bf16(g))
+        run_in(g, path, bf16, config, golden, HV_BF16);
 }
 
 void golden_text(struct golden *g, const char *dir)

@@ -6,7 +6,7 @@ set -u
 
 : "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}"
 : "${UNITS:=test_ops test_ops_image test_dit}"          # programs of tests/unit that heed HV_TEST_DEVICE
-: "${GOLDENS:=transformer sampling vae}"                    # folders of tests/golden
+: "${GOLDENS:=transformer sampling text vae}"           # folders of tests/golden
 : "${SANITIZED:=test_ops}"                              # of UNITS, under memcheck
 : "${RACED:=attention attention_k* norms qk_norm* rope* copy_c* gather* dequantize residuals}"      # tests of test_ops, under racecheck
 : "${SANITIZER_SECONDS:=900}"                           # for one program
@@ -109,8 +109,10 @@ fi
 tap test_device "$probe"
 for t in $UNITS; do
     if [ -x "$BUILD/tests/unit/$t" ]; then
-        for act in bf16 f16 f32; do
-            tap "$t ($act)" env HV_TEST_ACT=$act "$BUILD/tests/unit/$t"
+        acts='bf16 f32'
+        [ "$t" = test_dit ] || acts='bf16 f16 f32'      # of the text encoders and the VAE
+        for act in $acts; do
+            tap "$t ($act)" env HV_TEST_ACT="$act" "$BUILD/tests/unit/$t"
         done
     else
         result 1 "$t was not built"
@@ -235,9 +237,48 @@ planned() {     # what, options...
     result $? "$what: $(tail -n 1 "$dir/verdict")"
 }
 
+# Text: layers of the full width, two of them, and a vision tower of two; one of the ring's sizes holds a group and a half.
+mkdir -p "$dir/wide/text_encoder"
+cp -r "$HV_MODEL/text_encoder_2" "$dir/wide" && cp "$HV_MODEL"/text_encoder/tokenizer* "$dir/wide/text_encoder"
+jq '{image_token_index, pad_token_id, text_config: {num_hidden_layers: 4, vocab_size: .text_config.vocab_size},
+    vision_config: {num_hidden_layers: 3}, hv_text: {crop_start: .hv_text.crop_start}}' \
+    "$HV_MODEL/text_encoder/config.json" >"$dir/wide/text_encoder/config.json"
+logged hv-weights synth -q "$dir/wide/text_encoder/config.json" 1 "$dir/wide/text_encoder/model.safetensors"
+result $? "a text encoder of the full width and two layers"
+text() {        # name, options...
+    text_name=$1
+    shift
+    logged hv-text -v --progress none --image-size 128 -p "a person speaking" "$@" "$root/examples/portrait.png" -o "$dir/$text_name.st"
+}
+text wide --device "$DEVICE" --model "$dir/wide"
+result $? "hv-text on it"
+cp "$dir/log" "$dir/wide.log"
+if [ "$DEVICE" != cpu ]; then
+    awk '/memory: predicted/ { p = $4; m = $7; print m " MiB measured, " p " planned" }
+        END { d = m - p; if (d < 0) d = -d; exit !(p > 0 && d <= 0.02 * p) }' "$dir/wide.log" >"$dir/verdict"
+    result $? "hv-text: $(cat "$dir/verdict")"
+fi
+for way in '--stream register' '--stream map' '--stream direct' '--vram 800M'; do
+    # shellcheck disable=SC2086
+    text way --device "$DEVICE" --model "$dir/wide" $way
+    result $? "hv-text $way: $(grep -o 'weights: .*' "$dir/log" | head -n 1)"
+    same "hv-text $way: the same bytes" "$dir/wide.st" "$dir/way.st"
+done
+text wide-cpu --model "$dir/wide" && close_to "hv-text at full width" "$dir/wide-cpu.st" "$dir/wide.st"
+for q in int8 fp8; do
+    rm -rf "$dir/quantized" && cp -r "$HV_MODEL" "$dir/quantized"
+    logged hv-weights quantize -q --quant $q "$HV_MODEL/text_encoder/model.safetensors" "$dir/quantized/text_encoder/model.safetensors"
+    text cpu-q --model "$dir/quantized" && text gpu-q --device "$DEVICE" --model "$dir/quantized"
+    result $? "hv-text with $q weights on both"
+    close_to "text.st of $q weights" "$dir/cpu-q.st" "$dir/gpu-q.st"
+done
+
 if [ "$DEVICE" = cpu ]; then
     skip "memory planned and taken" "a cpu"
 else
+    text small --device "$DEVICE" --vram 100M
+    [ $? = 5 ] && tail -n 1 "$dir/log" | grep -q budget
+    result $? "hv-text, a budget below the context: status 5, $(tail -n 1 "$dir/log")"
     planned "bf16, device" --weights-dtype bf16 --activations device --head-group 24 --chunk-rows 8192,8192 --ring blocks
     planned "int8, device" --weights-dtype int8 --activations device --gemm fused --head-group 4 --chunk-rows 8192,4096 --ring blocks
     planned "bf16, o-host" --weights-dtype bf16 --activations o-host --head-group 4 --chunk-rows 8192,2048 --ring segments
@@ -272,6 +313,8 @@ else
     done
     # shellcheck disable=SC2086
     sanitize memcheck "hv-denoise" hv-denoise -q --device "$DEVICE" --steps 1 $files -o "$dir/sanitized.st"
+    sanitize memcheck "hv-text" hv-text -q --device "$DEVICE" --image-size 128 -p "a person speaking" "$root/examples/portrait.png" \
+        -o "$dir/sanitized.st"
     # Races are looked for where all kernels are ours: those of cuBLASLt order their warps in ways that the tool does not see.
     set -f
     for only in $RACED; do

@@ -119,6 +119,51 @@ ok $? "prints the plans"
 run --plan=json | jq -e '.vision.peak_bytes > 0 and .language.flops > 0 and (.clip.rows | length) > 3' >/dev/null
 ok $? "--plan=json is JSON"
 status 2 "--plan=xml" run --plan=xml
+run --plan=json --device cuda | jq -e '.device.ring_bytes > 0 and .device.context_bytes > 0 and .device.activations == "F16"' >/dev/null
+ok $? "--plan for a GPU, without one"
+run --plan=json --device cuda --weights-dtype int8 | jq -e '.device.activations == "BF16" and .device.weights_dtype == "I8"' >/dev/null
+ok $? "quantized weights there"
+status 2 "a dtype that is none" run --plan --weights-dtype int7
+status 2 "a dtype without --plan" run "$picture" -p a --weights-dtype int8
+status 2 "a way of streaming that is of no use here" run "$picture" -p a --stream pin
+status 5 "a budget that is too small" run "$picture" -p a --vram 64K -o "$dir/none.st"
+
+# ---- weights of fewer bytes, used as they are stored ----
+
+stored() {          # what, least cosine, command that makes text_encoder/model.safetensors in $dir/stored
+    rm -rf "$dir/stored"
+    cp -r "$model" "$dir/stored"
+    (cd "$dir/stored/text_encoder" && eval "$3") >/dev/null 2>"$dir/err" &&
+        run --model "$dir/stored" "$picture" -p "a person speaking" -o "$dir/s.st" && hv-tensor diff "$dir/a.st" "$dir/s.st" >"$dir/diff"
+    awk -v least="$2" '$1 ~ /states$/ { n++; if (!($4 >= least)) bad = 1; worst = worst == "" || $4 < worst ? $4 : worst }
+        END { print worst; exit bad || n != 2 }' "$dir/diff" >"$dir/worst"
+    ok $? "$1: cosine $(cat "$dir/worst")"
+}
+stored "bf16 weights" 0.9999 'hv-weights synth --dtype bf16 config.json 7 model.safetensors'
+stored "int8 weights" 0.999 'hv-weights quantize --quant int8 model.safetensors x && mv x model.safetensors'
+stored "fp8 weights" 0.99 'hv-weights quantize --quant fp8 model.safetensors x && mv x model.safetensors'
+run --threads 1 --model "$dir/stored" "$picture" -p "a person speaking" -o "$dir/t.st"
+same "$dir/s.st" "$dir/t.st" "and the same bytes with 1 thread"
+
+# A model much larger than what may stay in memory: its mapped pages leave the process as the layers pass.
+mkdir -p "$dir/wide/text_encoder"
+cp -r "$model/text_encoder_2" "$dir/wide"
+cp "$model"/text_encoder/tokenizer* "$dir/wide/text_encoder"
+jq '.text_config += {hidden_size: 512, intermediate_size: 2048, num_hidden_layers: 26, num_attention_heads: 8}' \
+    "$model/text_encoder/config.json" >"$dir/wide/text_encoder/config.json"
+hv-weights synth -q "$dir/wide/text_encoder/config.json" 3 "$dir/wide/text_encoder/model.safetensors"
+hv-text --progress none --image-size 128 --model "$dir/wide" --threads 1 "$picture" -p a -o "$dir/w.st" &
+pid=$! peak=0
+while kill -0 $pid 2>/dev/null; do
+    now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB/\1/p' /proc/$pid/status 2>/dev/null)
+    peak=${now:-$peak}
+    sleep 0.02
+done
+wait $pid
+ok $? "a model of 24 layers of 8 MB"
+file=$(($(wc -c <"$dir/wide/text_encoder/model.safetensors") >> 20))
+[ "$peak" -gt 0 ] && [ $((peak >> 10)) -le $((file / 2)) ]
+ok $? "a file of $file MiB takes no more than half of that in memory: $((peak >> 10)) MiB"
 if [ -e /dev/full ]; then
     run "$picture" -p a >/dev/full 2>"$dir/err"
     [ $? = 4 ]

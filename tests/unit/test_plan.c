@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "mem/arena.h"
+#include "mem/budget.h"
 #include "mem/plan.h"
 #include "ops/ops.h"
 
@@ -127,6 +128,51 @@ static void an_arena_realises_a_plan(void **state)
     }
 }
 
+static void an_arena_in_memory_that_is_there(void **state)
+{
+    static char memory[4096] __attribute__((aligned(256)));
+    struct hv_plan p = {0};
+    struct hv_err e = {0};
+    struct hv_dev *d = NULL;
+    struct hv_arena *a = NULL;
+
+    (void)state;
+    hv_plan_add(&p, "x", HV_F32, 1, 1, (int64_t[]){100});
+    assert_int_equal(hv_plan_place(&p, &e) | hv_dev_open(&d, "cpu", 1, &e), 0);
+    struct hv_room room = {.act = HV_F32, .memory = hv_view(memory, HV_BYTES, 1, (int64_t[]){sizeof memory})};
+    assert_int_equal(hv_arena_open_in(&a, d, &p, &room, &e), 0);
+    assert_ptr_equal(hv_arena_row(a, "x").data, memory);
+    hv_arena_close(a);
+    room.memory = hv_rows(room.memory, 0, 256);
+    assert_int_equal(hv_arena_open_in(&a, d, &p, &room, &e), HV_EINPUT);
+    assert_null(a);
+    hv_dev_close(d);
+}
+
+static void a_budget_counts_the_context(void **state)
+{
+    const uint64_t mib = 1 << 20;
+    const struct hv_dev_info free_4g = {.free = 4096 * mib, .context = 500 * mib}, later = {.free = 3000 * mib};
+    const struct hv_size none = {0}, two = {.kind = HV_SIZE_BYTES, .bytes = 2048 * mib}, half = {.kind = HV_SIZE_PERCENT, .percent = 50};
+    struct hv_err e = {0};
+    size_t budget = 1;
+
+    (void)state;
+    assert_int_equal(hv_budget_device(&budget, &none, 500 * mib, NULL, &e), 0);
+    assert_int_equal(budget, 0);
+    assert_int_equal(hv_budget_device(&budget, &two, 500 * mib, NULL, &e), 0);
+    assert_int_equal(budget, 1548 * mib);
+    assert_int_equal(hv_budget_device(&budget, &none, 500 * mib, &free_4g, &e), 0);
+    assert_int_equal(budget, (4096 - 512) * mib);
+    assert_int_equal(hv_budget_device(&budget, &half, 500 * mib, &free_4g, &e), 0);
+    assert_int_equal(budget, (4596 / 2 - 500) * mib);
+    assert_int_equal(hv_budget_device(&budget, &two, 500 * mib, &later, &e), 0);
+    assert_int_equal(hv_budget_device(&budget, &half, 500 * mib, NULL, &e), HV_EUSAGE);
+    e = (struct hv_err){0};
+    assert_int_equal(hv_budget_device(&budget, &two, 2048 * mib, NULL, &e), HV_ENOMEM);
+    assert_int_equal(hv_budget_taken(527 * mib, &free_4g, &later), (500 + 1096) * mib);
+}
+
 static void a_wrong_shape_is_a_sticky_fault(void **state)
 {
     struct hv_dev *d = NULL;
@@ -183,6 +229,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_alive_together_never_overlap), cmocka_unit_test(rows_that_never_meet_share_bytes),
         cmocka_unit_test(a_budget_names_the_largest), cmocka_unit_test(faults), cmocka_unit_test(an_arena_realises_a_plan),
+        cmocka_unit_test(an_arena_in_memory_that_is_there), cmocka_unit_test(a_budget_counts_the_context),
         cmocka_unit_test(a_wrong_shape_is_a_sticky_fault), cmocka_unit_test(unknown_devices), cmocka_unit_test(printing),
     };
     return RUN(tests);

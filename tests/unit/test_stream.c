@@ -117,6 +117,7 @@ struct world {
     char              *ring, *resident;
     uint8_t            keep[64];
     int                convert;
+    hv_dtype           matrices;        /* where it converts: HV_NONE reads as HV_BF16 */
     uint64_t           seed;
     int                checks;
 };
@@ -175,7 +176,7 @@ static void check_tensor(struct world *o, int i, int64_t row, int64_t rows)
     if (o->convert && s->ndim < 2)
         t = got.dtype == HV_BF16 ? HV_BF16 : HV_F32;                /* as stored: see `converts` */
     else if (o->convert && t != HV_I8 && t != HV_F8_E4M3)
-        t = HV_BF16;
+        t = o->matrices ? o->matrices : HV_BF16;
     assert_int_equal(got.dtype, t);
     assert_int_equal(got.dev, o->dev->kind);
     assert_true(hv_same_shape(got, hv_rows(want, row, rows)));
@@ -318,6 +319,7 @@ static int start(struct world *o, size_t n, struct hv_stream_opts opts, struct h
         opts.resident = bytes_of(o, &o->resident, resident);
     opts.keep = o->keep;
     opts.convert = o->convert;
+    opts.matrices = o->matrices;
     opts.chunk = opts.chunk ? opts.chunk : 8192;
     return hv_weights_stream(o->w, &opts, e);
 }
@@ -601,6 +603,40 @@ static void copied_once(void **state)
         assert_true(s.groups == (uint64_t)o.list.groups);
         assert_true(s.copies >= s.groups);
         assert_true(s.bytes <= everything(&o));
+        close_world(&o);
+    }
+}
+
+/* A sequence with an end: nothing is copied twice or pinned, and what is asked for again comes again. Matrices as F16. */
+static void once(void **state)
+{
+    static const enum kind kinds[] = {F16, F32, STORED, I8};
+
+    (void)state;
+    for (int round = 0; round < 4 * HV_STREAM_MODES; round++) {
+        struct world o;
+        const enum hv_stream_mode mode = (enum hv_stream_mode)(round / 4);
+        open_world(&o, round % 2, kinds[round % 4], FORWARD);
+        o.matrices = HV_F16;
+        const struct hv_stream_opts opts = {.mode = mode, .threads = 2, .once = 1, .poison = 1};
+        struct hv_stream_stats s = begin(&o, round % 3 ? largest(&o) : everything(&o), opts);
+        assert_true(s.mode == HV_STREAM_MAP || (s.mode == mode && mode >= HV_STREAM_REGISTER) || mode == HV_STREAM_AUTO);
+        assert_true(s.pinned <= 8 * (8192 + 8192));     /* slots alone */
+        pass_range(&o, 0, o.list.groups);
+        no_fault(&o);
+        usleep(2000);                                   /* time to fetch what should not be */
+        assert_int_equal(stats(&o).groups, o.list.groups);
+        pass(&o, 1);
+        pass(&o, 2);
+        no_fault(&o);
+        close_world(&o);
+    }
+    /* Left to itself: few readers lock the mapping, many copy. */
+    for (int many = 0; many < 2; many++) {
+        struct world o;
+        open_world(&o, 1, STORED, FORWARD);
+        const struct hv_stream_stats s = begin(&o, largest(&o), (struct hv_stream_opts){.once = 1, .threads = many ? 8 : 7});
+        assert_int_equal(s.mode, many ? HV_STREAM_MAP : HV_STREAM_REGISTER);
         close_world(&o);
     }
 }
@@ -1028,7 +1064,7 @@ int main(void)
         cmocka_unit_test(misuse),        cmocka_unit_test(sizes_refused), cmocka_unit_test(cut_file),
         cmocka_unit_test(closed_early),  cmocka_unit_test(from_a_pipe),  cmocka_unit_test(synthetic),
         cmocka_unit_test(shared),        cmocka_unit_test(synthetic_spread), cmocka_unit_test(uploads),
-        cmocka_unit_test(renamed_file),
+        cmocka_unit_test(renamed_file),  cmocka_unit_test(once),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -112,8 +112,9 @@ static struct llama_seq sequence(int i)
     return (struct llama_seq){ids[i], n[i], image[i], ROWS, CROP};
 }
 
-/* Sequences first .. first + n - 1; out [n, ROWS - CROP, H]. */
-static void run(const char *device, int threads, int first, int n, float *out)
+/* Sequences first .. first + n - 1; out [n, ROWS - CROP, H]. ring: groups that a ring of weights holds, 0: none; what was used is
+ * spoilt then, and each lane is held up in its turn. */
+static void run_with(const char *device, int threads, int ring, int first, int n, float *out)
 {
     struct vit_config v;
     struct llama_config m;
@@ -140,20 +141,40 @@ static void run(const char *device, int threads, int first, int n, float *out)
     llama_weights(&l, &m);
     assert_int_equal(hv_dev_open(&d, device, threads, &e), 0);
     assert_int_equal(hv_weights_open_synth(&w, d, &l, &(struct hv_synth_opts){.seed = 3}, &e), 0);
-    assert_int_equal(vit_open(&vision, d, w, &v, &e), 0);
+    struct hv_stream_opts way = {.once = 1, .poison = 1, .delay_copy = ring == 1 ? 1e-4 : 0, .delay_compute = ring > 1 ? 1e-4 : 0};
+    int64_t largest = 0;
+    for (int g = 0; g < l.groups; g++)
+        largest = hv_weights_group_bytes(w, g, 0) > largest ? hv_weights_group_bytes(w, g, 0) : largest;
+    const int64_t bytes = ring * largest;
+    char *memory = malloc((size_t)bytes + 1);
+    way.ring = hv_view(memory, HV_BYTES, 1, &bytes);
+    if (ring)
+        assert_int_equal(hv_weights_stream(w, &way, &e), 0);
+    assert_int_equal(vit_open(&vision, d, w, &v, NULL, &e), 0);
     vit_encode(vision, image, hv_view(pixels, HV_F32, 3, (int64_t[]){3, 24, 24}), HV_NO);
-    assert_int_equal(llama_open(&net, d, w, &m, s, n, 9, &e), 0);
+    assert_int_equal(llama_open(&net, d, w, &m, s, n, 9, NULL, &e), 0);
     llama_encode(net, o, image, HV_NO);
     if (hv_dev_sync(d, &e))
         fail_msg("%s", e.msg);
     if (!strcmp(device, "dry"))
         assert_true(d->count.flops > 0 && d->count.weights > 0);
+    if (ring) {                                         /* each group once: nothing was fetched round the end */
+        struct hv_stream_stats stats;
+        hv_weights_stats(w, &stats);
+        assert_int_equal(stats.groups, l.groups);
+    }
     vit_close(vision);
     llama_close(net);
     hv_weights_close(w);
+    free(memory);
     hv_dev_close(d);
     hv_wlist_close(&l);
     json_decref(root);
+}
+
+static void run(const char *device, int threads, int first, int n, float *out)
+{
+    run_with(device, threads, 0, first, n, out);
 }
 
 #define OUT ((ROWS - CROP) * 48)
@@ -190,6 +211,18 @@ static void bits_for_any_threads(void **state)
     run("cpu", 1, 0, 2, one);
     run("cpu", 4, 0, 2, four);
     assert_memory_equal(one, four, sizeof one);
+}
+
+static void bits_for_any_ring(void **state)
+{
+    static float in_place[2 * OUT], streamed[2 * OUT];
+
+    (void)state;
+    run("cpu", 2, 0, 2, in_place);
+    for (int ring = 1; ring <= 5; ring += 2) {
+        run_with("cpu", 2, ring, 0, 2, streamed);
+        assert_memory_equal(in_place, streamed, sizeof in_place);
+    }
 }
 
 static void dry_device(void **state)
@@ -236,15 +269,15 @@ static void ids_are_checked(void **state)
     (void)state;
     assert_int_equal(llama_config_parse(&m, root, &e) | clip_config_parse(&c, root, &e) | hv_dev_open(&d, "dry", 1, &e), 0);
     s.ids = bad;
-    assert_int_equal(llama_open(&net, d, NULL, &m, &s, 1, 9, &e), HV_EINPUT);
+    assert_int_equal(llama_open(&net, d, NULL, &m, &s, 1, 9, NULL, &e), HV_EINPUT);
     e = (struct hv_err){0};
     s = sequence(0);
     s.rows = 15;                                        /* 16 are valid */
-    assert_int_equal(llama_open(&net, d, NULL, &m, &s, 1, 9, &e), HV_EINPUT);
+    assert_int_equal(llama_open(&net, d, NULL, &m, &s, 1, 9, NULL, &e), HV_EINPUT);
     e = (struct hv_err){0};
-    assert_int_equal(clip_open(&text, d, NULL, &c, &(struct clip_text){bad, 8}, 1, &e), HV_EINPUT);   /* ends at 39 */
+    assert_int_equal(clip_open(&text, d, NULL, &c, &(struct clip_text){bad, 8}, 1, NULL, &e), HV_EINPUT);   /* ends at 39 */
     e = (struct hv_err){0};
-    assert_int_equal(clip_open(&text, d, NULL, &c, &(struct clip_text){bad, 0}, 1, &e), HV_EINPUT);
+    assert_int_equal(clip_open(&text, d, NULL, &c, &(struct clip_text){bad, 0}, 1, NULL, &e), HV_EINPUT);
     assert_null(net);
     assert_null(text);
     hv_dev_close(d);
@@ -255,8 +288,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(released_sizes),       cmocka_unit_test(configs_are_checked),   cmocka_unit_test(together_as_alone),
-        cmocka_unit_test(bits_for_any_threads), cmocka_unit_test(dry_device),            cmocka_unit_test(clip_stops_at_the_end),
-        cmocka_unit_test(ids_are_checked),
+        cmocka_unit_test(bits_for_any_threads), cmocka_unit_test(bits_for_any_ring),     cmocka_unit_test(dry_device),
+        cmocka_unit_test(clip_stops_at_the_end), cmocka_unit_test(ids_are_checked),
     };
 
     return RUN(tests);

@@ -323,6 +323,7 @@ static void groups(void **state)
     assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_BF16, 0), 30 * 8 * 2 + 5 * 4);
     assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_BF16, 1), 512 + 256);
     assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_F32, 0), 30 * 8 * 4 + 5 * 4);
+    assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_F16, 0), 30 * 8 * 2 + 5 * 4);
     assert_int_equal(hv_wlist_group_bytes(&l, 0, HV_I8, 0), 30 * 8 + 30 * 4 + 5 * 4);
     assert_int_equal(hv_wlist_group_bytes(&l, 1, HV_NONE, 0), (70 * 8 + 24 + 16 + 1) * 2);
     assert_int_equal(hv_wlist_group_bytes(&l, 1, HV_F8_E4M3, 0), 70 * 8 + 70 * 4 + (24 + 16 + 1) * 2);

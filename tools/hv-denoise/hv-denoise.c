@@ -246,9 +246,7 @@ int open_device(struct hv_dev **d, const struct settings *s, struct hv_dev_info 
 
 uint64_t measured_bytes(const struct fitted *f, const struct hv_dev_info *before, const struct hv_dev_info *now)
 {
-    const uint64_t context = before->context ? before->context : f->context;
-
-    return context + (before->free > now->free ? before->free - now->free : 0);
+    return hv_budget_taken(f->context, before, now);
 }
 
 /* Memory as it was planned and as it was: what the device has less of now than when it was opened. */

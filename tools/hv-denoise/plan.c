@@ -7,13 +7,20 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "mem/budget.h"
-
 #define MIB ((size_t)1 << 20)
 
 static int is_cuda(void)
 {
-    return hv_is_cuda(o.c.device);
+    return !strncmp(o.c.device, "cuda", 4);
+}
+
+/* Bytes for the table of the device; 0: no budget. On a GPU its context counts, and what is free now is a budget of itself. */
+static int device_budget(size_t *budget, size_t context, const struct hv_dev_info *info, struct hv_err *e)
+{
+    if (is_cuda())
+        return hv_budget_device(budget, &o.vram, context, info, e);
+    *budget = hv_size_budget(&o.vram);
+    return 0;
 }
 
 static int check_ram(const struct hv_plan *device, const struct hv_plan *host, struct hv_err *e)
@@ -45,13 +52,13 @@ int fit(struct fitted *f, const struct settings *s, const struct denoise_job *j,
     denoise_size(&f->size, j);
     if (is_cuda()) {
         dit_for_device(&f->size, &f->choice, &f->machine, j->config, HV_CUDA, info, weights, s->fp8);
-        f->context = hv_context_bytes(info) + LATER_MIB * MIB +
+        f->context = (info && info->context ? (size_t)info->context : HV_CONTEXT_BYTES) + HV_LATER_BYTES +
                      (f->choice.attention == HV_ATT_CUDNN ? CUDNN_MIB * MIB : 0);
     } else {
         f->choice.resident_blocks = 0;
     }
     denoise_host_rows(&loop, j);
-    if (hv_plan_place(&loop, e) || hv_device_budget(&b.device, o.c.device, &o.vram, f->context, info, e))
+    if (hv_plan_place(&loop, e) || device_budget(&b.device, f->context, info, e))
         return e->code;
     b.machine = f->machine;
     if (is_cuda() && o.ram.kind != HV_SIZE_UNSET)

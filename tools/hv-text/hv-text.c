@@ -1,34 +1,19 @@
 /* hv-text - portrait and prompt to the states of two text encoders. See hv-text.1 */
+#include "hv-text.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/cli.h"
 #include "core/temp.h"
-#include "io/contract.h"
-#include "io/image.h"
 #include "io/st.h"
 #include "mem/part.h"
-#include "model/clip.h"
-#include "model/llama.h"
-#include "model/vit.h"
-#include "text/bpe.h"
-#include "text/prompt.h"
 #include "text/unicode.h"
 
-#define LLAVA "text_encoder"
-#define CLIP  "text_encoder_2"
 #define PROMPT_BYTES ((size_t)1 << 20)
 
-enum { POSITIVE, NEGATIVE, PROMPTS };
-
-static struct options {
-    struct hv_common c;
-    const char *prompt, *negative, *name, *plan;
-    int         no_prefix, no_exif;
-    int64_t     image_size;
-} o = {.image_size = 704};
+struct options o = {.image_size = 704, .stream = "auto", .dtype = "as-is"};
 
 static const struct hv_opt opts[] = {
     {"prompt", 'p', HV_OPT_STR, &o.prompt, "TEXT", "what the video shows; \"\" is legal, - reads standard input", 0, 0},
@@ -38,31 +23,46 @@ static const struct hv_opt opts[] = {
     {"image-size", 0, HV_OPT_INT, &o.image_size, "N", "size tier of the picture: 704, 512, 384, 256 or any other (default: 704)", 64,
      8192},
     {"no-exif", 0, HV_OPT_FLAG, &o.no_exif, NULL, "do not turn the picture as its EXIF data says", 0, 0},
+    {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "memory of the device, as 4G", 0, 0},
+    {"stream", 0, HV_OPT_STR, &o.stream, "MODE", "GPU: weights by register, map or direct (default: auto)", 0, 0},
+    {"weights-dtype", 0, HV_OPT_STR, &o.dtype, "TYPE", "with --plan: f16, bf16, int8 or fp8 (default: f16)", 0, 0},
     {"plan", 0, HV_OPT_OPTSTR, &o.plan, "json", "print the memory plans; read no picture and no weights", 0, 0},
     {0}
 };
 
-static const struct hv_cli cli = {"hv-text", "PICTURE -p TEXT", "Turns a portrait and a prompt into the states that steer the video.",
+const struct hv_cli cli = {"hv-text", "PICTURE -p TEXT", "Turns a portrait and a prompt into the states that steer the video.",
                                   opts, &o.c, 0, 1};
 
-struct job {
-    struct vit_config       vit;
-    struct llama_config     llama;
-    struct clip_config      clip;
-    struct hv_prompt_config config;
-    json_t                 *json[2];            /* config.json of both encoders; config's strings live in the first */
-    struct hv_bpe          *bpe[2];
-    char                   *text[PROMPTS];      /* with the prefix */
-    struct hv_prompt        prompt[PROMPTS];
-    struct hv_ids           clip_ids[PROMPTS];
-    struct hv_image         portrait;           /* resized by the size rule */
-    float                  *pixels;             /* [3, S, S] of the vision tower */
-    hv_tensor               states[PROMPTS], pooled;    /* on the host */
-    struct hv_out           out;
-    char                    model[256];
-};
+/* Index of a word, -1 if it is none of them. */
+static int word(const char *text, const char *const *list)
+{
+    for (int i = 0; list[i]; i++)
+        if (!strcmp(list[i], text))
+            return i;
+    return -1;
+}
 
-static int parse(int argc, char **argv, struct hv_err *e)
+static int read_words(struct job *j, struct hv_err *e)
+{
+    static const char *const dtypes[] = {"as-is", "f16", "bf16", "int8", "fp8", NULL};
+    static const hv_dtype dtype[] = {HV_NONE, HV_F16, HV_BF16, HV_I8, HV_F8_E4M3};
+    const char *stream[HV_STREAM_MODES + 1] = {NULL};
+
+    for (int i = 0; i < HV_STREAM_MODES; i++)
+        stream[i] = hv_stream_mode_name((enum hv_stream_mode)i);
+    const int way = word(o.stream, stream), as = word(o.dtype, dtypes);
+    if (way < 0 || way == HV_STREAM_PIN || way == HV_STREAM_PART)
+        return hv_fail(e, HV_EUSAGE, "--stream '%s': expected auto, register, map or direct", o.stream);
+    if (as < 0)
+        return hv_fail(e, HV_EUSAGE, "--weights-dtype '%s': expected as-is, f16, bf16, int8 or fp8", o.dtype);
+    if (as && !o.plan)
+        return hv_fail(e, HV_EUSAGE, "--weights-dtype: without --plan the model says it; hv-weights quantize makes another");
+    j->stream = (enum hv_stream_mode)way;
+    j->weights = dtype[as];
+    return 0;
+}
+
+static int parse(struct job *j, int argc, char **argv, struct hv_err *e)
 {
     const int rc = hv_cli_parse(&cli, argc, argv, e);
 
@@ -76,7 +76,7 @@ static int parse(int argc, char **argv, struct hv_err *e)
         return hv_fail(e, HV_EUSAGE, "missing operand: PICTURE");
     if (o.prompt && o.c.n_operands && !strcmp(o.prompt, "-") && !strcmp(o.c.operand[0], "-"))
         return hv_fail(e, HV_EUSAGE, "both the prompt and the picture from standard input");
-    return 0;
+    return read_words(j, e);
 }
 
 /* ---- the prompts ---- */
@@ -140,6 +140,22 @@ static int encode_text(struct job *j, int which, const char *given, struct hv_er
     if (dropped)
         hv_note(&cli, "%s: too long for the second encoder, which does not see the last %lld tokens", what, (long long)dropped);
     return 0;
+}
+
+void language_seqs(struct llama_seq seq[PROMPTS], const struct job *j)
+{
+    const int64_t I = vit_rows(&j->vit);
+
+    for (int i = 0; i < PROMPTS; i++) {
+        const struct hv_prompt *p = &j->prompt[i];
+        seq[i] = (struct llama_seq){p->ids, p->n, p->image, p->total + I - 1, j->config.crop_start};
+    }
+}
+
+void clip_texts(struct clip_text text[PROMPTS], const struct job *j)
+{
+    for (int i = 0; i < PROMPTS; i++)
+        text[i] = (struct clip_text){j->clip_ids[i].id, (int64_t)j->clip_ids[i].n};
 }
 
 /* ---- input ---- */
@@ -212,126 +228,6 @@ static int make_output(struct job *j, struct hv_err *e)
     return e->code;
 }
 
-/* ---- compute ---- */
-
-/* With --plan: what this network keeps, and what it has counted since the last one. */
-static void print_plan(struct hv_dev *dev, const struct hv_plan *p, const char *name, int last)
-{
-    if (!o.plan)
-        return;
-    if (*o.plan) {
-        printf("%s\"%s\": ", strcmp(name, "vision") ? "" : "{", name);
-        hv_plan_print_json(p, dev, stdout);
-        printf("%s", last ? "}\n" : ", ");
-    } else {
-        printf("%s:\n", name);
-        hv_plan_print(p, dev, stdout);
-        printf("%s", last ? "" : "\n");
-    }
-    memset(&dev->count, 0, sizeof dev->count);
-}
-
-/* image (host) [I, H] = the projected picture. */
-static int run_vision(struct job *j, struct hv_dev *dev, struct hv_weights *w, hv_tensor image, struct hv_err *e)
-{
-    struct vit *net = NULL;
-    const int64_t S = j->vit.image;
-    float *blank = o.plan ? calloc((size_t)(3 * S * S), sizeof *blank) : NULL;
-
-    if (o.plan && !blank)
-        hv_fail(e, HV_ENOMEM, "no memory for the picture");
-    if (!e->code && !vit_open(&net, dev, w, &j->vit, e)) {
-        vit_encode(net, image, hv_view(blank ? blank : j->pixels, HV_F32, 3, (int64_t[]){3, S, S}), HV_NO);
-        if (!hv_dev_sync(dev, e))
-            print_plan(dev, vit_plan(net), "vision", 0);
-    }
-    vit_close(net);
-    free(blank);
-    return e->code;
-}
-
-static int run_language(struct job *j, struct hv_dev *dev, struct hv_weights *w, hv_tensor image, struct hv_err *e)
-{
-    const int64_t I = vit_rows(&j->vit);
-    struct llama_seq seq[PROMPTS];
-    struct llama *net = NULL;
-
-    for (int i = 0; i < PROMPTS; i++) {
-        const struct hv_prompt *p = &j->prompt[i];
-        seq[i] = (struct llama_seq){p->ids, p->n, p->image, p->total + I - 1, j->config.crop_start};
-    }
-    if (!llama_open(&net, dev, w, &j->llama, seq, PROMPTS, I, e)) {
-        llama_encode(net, j->states, image, HV_NO);
-        if (!hv_dev_sync(dev, e))
-            print_plan(dev, llama_plan(net), "language", 0);
-    }
-    llama_close(net);
-    return e->code;
-}
-
-static int run_llava(struct job *j, struct hv_dev *dev, struct hv_err *e)
-{
-    const int64_t I = vit_rows(&j->vit), H = j->llama.hidden;
-    float *rows = calloc((size_t)(I * H), sizeof *rows);
-    const hv_tensor image = hv_view(rows, HV_F32, 2, (int64_t[]){I, H});
-    struct hv_weights *w = NULL;
-    struct hv_wlist list = {0};
-
-    vit_weights(&list, &j->vit);
-    llama_weights(&list, &j->llama);
-    if (!rows)
-        hv_fail(e, HV_ENOMEM, "no memory for the picture's rows");
-    else if (!hv_part_weights(&w, dev, o.c.model, LLAVA, &list, e) && !run_vision(j, dev, w, image, e) &&
-             !run_language(j, dev, w, image, e))
-        snprintf(j->model, sizeof j->model, "%s", hv_weights_digest(w));
-    hv_weights_close(w);
-    hv_wlist_close(&list);
-    free(rows);
-    return e->code;
-}
-
-static int run_clip(struct job *j, struct hv_dev *dev, struct hv_err *e)
-{
-    struct hv_weights *w = NULL;
-    struct hv_wlist list = {0};
-    struct clip_text text[PROMPTS];
-    struct clip *net = NULL;
-
-    for (int i = 0; i < PROMPTS; i++)
-        text[i] = (struct clip_text){j->clip_ids[i].id, (int64_t)j->clip_ids[i].n};
-    clip_weights(&list, &j->clip);
-    if (!hv_part_weights(&w, dev, o.c.model, CLIP, &list, e) && !clip_open(&net, dev, w, &j->clip, text, PROMPTS, e)) {
-        const size_t n = strlen(j->model);
-        clip_encode(net, j->pooled, HV_NO);
-        if (!hv_dev_sync(dev, e))
-            print_plan(dev, clip_plan(net), "clip", 1);
-        snprintf(j->model + n, sizeof j->model - n, "+%s", hv_weights_digest(w));
-    }
-    clip_close(net);
-    hv_weights_close(w);
-    hv_wlist_close(&list);
-    return e->code;
-}
-
-static int compute(struct job *j, struct hv_err *e)
-{
-    struct hv_progress progress;
-    struct hv_dev *dev = NULL;
-
-    hv_progress_open(&progress, &cli);
-    if (!hv_dev_open(&dev, o.plan ? "dry" : o.c.device, (int)o.c.threads, e)) {
-        if (!o.plan) {
-            dev->report = hv_progress_step;
-            dev->report_ctx = &progress;
-        }
-        if (!run_llava(j, dev, e))
-            run_clip(j, dev, e);
-    }
-    hv_progress_close(&progress);
-    hv_dev_close(dev);
-    return e->code;
-}
-
 static void close_job(struct job *j)
 {
     for (int i = 0; i < PROMPTS; i++) {
@@ -354,7 +250,7 @@ int main(int argc, char **argv)
     struct hv_err e = {0};
     struct job j = {0};
 
-    if (parse(argc, argv, &e) < 0)
+    if (parse(&j, argc, argv, &e) < 0)
         return hv_exit("hv-text", &e);
     if (!e.code && !configure(&j, &e) && !encode_text(&j, POSITIVE, o.prompt ? o.prompt : "", &e) &&
         !encode_text(&j, NEGATIVE, o.negative ? o.negative : j.config.negative, &e) && (o.plan || !read_portrait(&j, &e)) &&

@@ -1,0 +1,139 @@
+#!/bin/sh
+# Time and memory of hv-text with the full-size networks, a whole process from its start to its end: synthetic weights in the page
+# cache, both prompts, 831 rows of states each. Beside it, in the same run, plain PyTorch that reads the same file (rival_text.py).
+#
+# BIN: the built tools. DEVICE: cuda or cuda:N. ONLY: an extended regular expression on the names below. REPEAT: runs that are timed
+# after a first one; the median counts. PYTHON: one that has torch. MODEL: a folder for the model, 14 GB (21 with int8), kept;
+# without it one is made below TMPDIR and removed. THREADS: of the row on the CPU. OUT: a folder for bench-text.txt.
+set -u
+
+: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${ONLY:=.}" "${REPEAT:=3}" "${PYTHON:=python3}" "${THREADS:=0}"
+: "${TMPDIR:=/tmp}"
+
+# name | weights | options of hv-text
+rows() {
+    cat <<ROWS
+fp16            | f16  | --device $DEVICE
+fp16 800M       | f16  | --device $DEVICE --vram 800M
+fp16 register   | f16  | --device $DEVICE --stream register
+fp16 map        | f16  | --device $DEVICE --stream map
+fp16 direct     | f16  | --device $DEVICE --stream direct
+int8            | int8 | --device $DEVICE
+int8 cpu        | int8 | --device cpu --threads $THREADS
+ROWS
+}
+
+root=$(cd "$(dirname "$0")/../.." && pwd)
+here=$root/tests/gpu
+PATH=$(cd "$BIN" && pwd):$PATH
+export PATH
+dir=$(mktemp -d "$TMPDIR/bench-text.XXXXXX")
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+model=${MODEL:-$dir/model}
+failed=0
+
+[ -e /dev/nvidia0 ] || [ "$DEVICE" = cpu ] || { echo "bench-text: there is no GPU" >&2; exit 6; }
+rows | grep -E "$ONLY" >"$dir/rows"
+[ -s "$dir/rows" ] || { echo "bench-text: no row is called '$ONLY'" >&2; exit 2; }
+
+# ---- the model ---- the sizes of an empty config; the example's tokenizers, the first with as many words as the released one
+
+tiny=$root/examples/model-tiny
+configs() {     # folder
+    mkdir -p "$1/text_encoder" "$1/text_encoder_2"
+    cp "$tiny"/text_encoder_2/vocab.json "$tiny"/text_encoder_2/merges.txt "$1/text_encoder_2"
+    cp "$tiny"/text_encoder/tokenizer_config.json "$1/text_encoder"
+    jq '{eos_token_id}' "$tiny/text_encoder_2/config.json" >"$1/text_encoder_2/config.json"
+    jq '{image_token_index, pad_token_id, text_config: {}, vision_config: {}, hv_text: {crop_start: .hv_text.crop_start}}' \
+        "$tiny/text_encoder/config.json" >"$1/text_encoder/config.json"
+    # Words of bytes that no prompt has: 127,500 of them, by 252,500 merges.
+    jq -c '[range(256; 265), range(270; 288), range(289; 312) | [.] | implode] as $c
+        | [$c[] as $a | $c[] as $b | [$a, $b]] as $two
+        | [$two[] as $t | $c[] as $d | [$t[0], $t[1], $d]] as $three
+        | ($two + $three | map(join(""))) as $words
+        | .model.vocab += ([range($words | length) | {key: $words[.], value: (. + 700)}] | from_entries)
+        | .model.merges += ([$two[] | "\(.[0]) \(.[1])"] +
+            [$three[] | "\(.[0])\(.[1]) \(.[2])", "\(.[0]) \(.[1])\(.[2])"])' \
+        "$tiny/text_encoder/tokenizer.json" >"$1/text_encoder/tokenizer.json"
+}
+
+synth() {       # weights: f16 or int8
+    [ ! -e "$model.$1/done" ] || return 0
+    configs "$model.$1"
+    [ "$1" = f16 ] || synth f16 || return 1
+    for part in text_encoder text_encoder_2; do
+        if [ "$1" = int8 ] && [ $part = text_encoder_2 ]; then          # small, and never quantized
+            cp "$model.f16/$part/model.safetensors" "$model.int8/$part/model.safetensors" || return 1
+        elif [ "$1" = int8 ]; then
+            hv-weights quantize -q --quant int8 "$model.f16/$part/model.safetensors" "$model.int8/$part/model.safetensors" || return 1
+        else
+            hv-weights synth -q --kind "$part" "$model.f16/$part/config.json" 1 "$model.f16/$part/model.safetensors" || return 1
+        fi
+    done
+    : >"$model.$1/done"
+}
+
+# ---- runs ----
+
+prompt='A man in a dark blue suit speaks calmly in front of a bookshelf, warm light, natural gestures'
+
+now() { date +%s.%N; }
+
+median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+
+timed() {       # command...: seconds of the median run; what the last one said is in $dir/err
+    : >"$dir/seconds"
+    for i in $(seq 0 "$repeat"); do
+        start=$(now)
+        "$@" >"$dir/out" 2>"$dir/err" || return 1
+        if [ "$i" != 0 ] || [ "$repeat" = 0 ]; then
+            echo "$(now) $start" | awk '{ printf "%.3f\n", $1 - $2 }' >>"$dir/seconds"
+        fi
+    done
+    median <"$dir/seconds"
+}
+
+said() { sed -n "s/^hv-text: $1\$/\\1/p" "$dir/err" | head -n 1; }
+
+: >"$dir/table"
+put() { printf '%-14s %8s %9s %9s %9s %9s  %s\n' "$@" | tee -a "$dir/table"; }
+
+put plan seconds 'peak GiB' planned context 'weights' by
+gib() { awk -v m="$1" 'BEGIN { if (m == "") print "-"; else printf "%.3f", m / 1024 }'; }
+
+while IFS='|' read -r name weights options; do
+    name=$(echo "$name" | sed 's/ *$//') weights=$(echo "$weights" | tr -d ' ')
+    start=$(now)
+    synth "$weights" || { failed=1; continue; }
+    echo "# $weights: made in $(echo "$(now) $start" | awk '{ printf "%.0f", $1 - $2 }') s" >&2
+    repeat=$REPEAT
+    case $options in *cpu*) repeat=0 ;; esac
+    # shellcheck disable=SC2086
+    if ! seconds=$(timed hv-text -v --progress none --model "$model.$weights" $options "$root/examples/portrait.png" -p "$prompt" \
+        -o "$dir/text.st"); then
+        put "$name" "$(head -n 1 "$dir/err")" - - - - -
+        failed=1
+        continue
+    fi
+    echo "# $name: $(tr '\n' ' ' <"$dir/seconds")s"
+    put "$name" "$seconds" "$(gib "$(said 'memory: .*measured \([0-9.]*\) MiB.*')")" "$(gib "$(said 'memory: predicted \([0-9.]*\) MiB.*')")" \
+        "$(gib "$(said 'memory: .*context \([0-9.]*\).*')")" "$(said 'weights: \(.*\) by .*')" "$(said 'weights: .* by \([a-z]*\),.*')"
+    sed -n 's/^hv-text: \([a-z]*: [0-9.]* s\)$/# \1/p' "$dir/err"
+done <"$dir/rows"
+
+if [ "$DEVICE" != cpu ] && [ -e "$model.f16/done" ]; then
+    repeat=1
+    if seconds=$(timed "$PYTHON" "$here/rival_text.py" --model "$model.f16"); then
+        put "PyTorch, fp16" "$seconds" "$(sed -n 's/^peak \([0-9.]*\) MiB$/\1/p' "$dir/out" | { read -r m; gib "$m"; })" - - - "$(sed -n 's/^parts //p' "$dir/out")"
+    else
+        tail -n 1 "$dir/err" | sed 's/^/# rival: /' >&2
+    fi
+fi
+command -v nvidia-smi >/dev/null && echo "# $(nvidia-smi --query-gpu=name,driver_version,power.limit --format=csv,noheader | head -n 1), $(nproc) cores"
+echo "# $(date +%Y-%m-%d); seconds: a whole process, the median of $REPEAT, weights in the page cache; both prompts; peak: context included"
+if [ -n "${OUT:-}" ]; then
+    cp "$dir/table" "$OUT/bench-text.txt" || failed=1
+fi
+exit $failed
