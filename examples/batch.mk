@@ -26,6 +26,7 @@ export HV_MODEL HV HVFLAGS HV_DEVICES OUT
 # As many rows at once as there are devices, and two stages of later rows beside them. A -j of the command line stands above it.
 comma := ,
 devices := $(words $(subst $(comma), ,$(HV_DEVICES)))
+ROWS :=
 jobs := $(if $(HV_DEVICES),-j$(shell expr $(devices) + 2))
 MAKEFLAGS += $(if $(KEEP_GOING),-k) $(jobs)
 

@@ -76,6 +76,8 @@ void denoise_host_rows(struct hv_plan *host, const struct denoise_job *j)
 
     hv_plan_add(host, "noise",    HV_F32, 1, 4, (const int64_t[]){C, j->clip.noise_frames, h, w});
     hv_plan_add(host, "clip",     HV_F32, 1, 5, (const int64_t[]){2, C, F, h, w});              /* latents, their sum */
+    if (j->clean_every)
+        hv_plan_add(host, "clean", HV_F32, 1, 4, (const int64_t[]){C, F, h, w});
     hv_plan_add(host, "window",   HV_F32, 1, 5, (const int64_t[]){3, C, FLOW_WINDOW, h, w});    /* latents, two predictions */
 }
 
@@ -85,6 +87,7 @@ struct loop {
     struct dit *net;
     const struct denoise_job *j;
     float   *sigma, *clip, *sum, *x, *v[2], *face;      /* face: for each token */
+    float   *clean;                                     /* the clip before a step, then without noise; NULL: nobody asks */
     float   *mask;                                      /* face mask times its factor */
     int32_t *count, *silence, *sound;
     double  *tea;                                       /* of each window: changes since a full step */
@@ -101,6 +104,7 @@ static int make(struct loop *l, struct dit *n, const struct denoise_job *j, stru
     l->moment = calloc((size_t)j->steps, sizeof *l->moment);
     l->clip = calloc(clip, sizeof *l->clip);
     l->sum = calloc(clip, sizeof *l->sum);
+    l->clean = j->clean_every ? calloc(clip, sizeof *l->clean) : NULL;
     l->x = calloc(window, sizeof *l->x);
     for (int b = 0; b < 2; b++)
         l->v[b] = calloc(window, sizeof *l->v[b]);
@@ -111,7 +115,7 @@ static int make(struct loop *l, struct dit *n, const struct denoise_job *j, stru
     l->sound = calloc(FLOW_SOUND, sizeof *l->sound);
     l->tea = calloc((size_t)j->clip.windows, sizeof *l->tea);
     if (!l->sigma || !l->moment || !l->clip || !l->sum || !l->x || !l->v[0] || !l->v[1] || !l->face || !l->mask || !l->count ||
-        !l->silence || !l->sound || !l->tea)
+        !l->silence || !l->sound || !l->tea || (j->clean_every && !l->clean))
         return hv_fail(e, HV_ENOMEM, "denoise: out of memory");
     for (int k = 0; k < FLOW_SOUND; k++)
         l->silence[k] = (int32_t)real_rows(j);
@@ -125,6 +129,7 @@ static void unmake(struct loop *l)
     free(l->moment);
     free(l->clip);
     free(l->sum);
+    free(l->clean);
     free(l->x);
     free(l->v[0]);
     free(l->v[1]);
@@ -307,6 +312,22 @@ static int step(struct loop *l, int i, struct hv_err *e)
     return 0;
 }
 
+static int is_asked(const struct denoise_job *j, int i)
+{
+    return j->clean_every && ((i + 1) % j->clean_every == 0 || i + 1 == j->steps);
+}
+
+/* The way of a step, gone on to the end: clean = after - sigma[i+1] velocity, velocity = (after - before) / (sigma[i+1] - sigma[i]).
+ * Where windows overlap the velocity is their mean. */
+static void find_clean(struct loop *l, int i)
+{
+    const int64_t n = l->channels * l->j->clip.frames * l->pixels;
+    const float rest = l->sigma[i + 1] / (l->sigma[i + 1] - l->sigma[i]);
+
+    for (int64_t k = 0; k < n; k++)
+        l->clean[k] = l->clip[k] - rest * (l->clip[k] - l->clean[k]);
+}
+
 static int check(const struct denoise_job *j, struct hv_err *e)
 {
     const int64_t C = j->config->channels, h = j->ref.ndim == 4 ? j->ref.shape[2] : 0, w = j->ref.ndim == 4 ? j->ref.shape[3] : 0;
@@ -361,8 +382,15 @@ int denoise(struct dit *n, const struct denoise_job *j, float *latents, struct h
         for (int64_t w = 0; w < j->clip.windows; w++)
             flow_tea_skips(&l.tea[w], i, j->steps, j->change[i * j->clip.windows + w], j->threshold);
     hv_dev_report(dit_device(n), "step", j->first, j->steps);
-    for (int i = j->first; i < j->steps && !stop && !step(&l, i, e); i++) {
-        const struct denoise_now now = {.done = i + 1, .steps = j->steps, .clip = l.clip, .net = n,
+    for (int i = j->first; i < j->steps && !stop; i++) {
+        const int asked = is_asked(j, i);
+        if (asked)
+            memcpy(l.clean, l.clip, (size_t)(l.channels * j->clip.frames * l.pixels) * sizeof *l.clean);
+        if (step(&l, i, e))
+            break;
+        if (asked)
+            find_clean(&l, i);
+        const struct denoise_now now = {.done = i + 1, .steps = j->steps, .clip = l.clip, .clean = asked ? l.clean : NULL, .net = n,
                                         .cached = i + 1 < j->steps && (is_tea(j) ? i >= flow_cache_start(j->steps) : !j->full[i + 1])};
         hv_dev_report(dit_device(n), "step", i + 1, j->steps);
         stop = j->done && j->done(j->done_ctx, &now);

@@ -29,6 +29,8 @@ typedef void denoise_seen_fn(void *ctx, int step, int window, const char *what, 
 struct denoise_now {
     int          done, steps;                   /* steps done, of them all */
     const float *clip;                          /* [C, clip.frames, h, w]: latents */
+    const float *clean;                         /* the same size: what they would be without noise, by this step's velocity; NULL:
+                                                   job.clean_every did not ask */
     int          cached;                        /* 1: what the network keeps is needed to go on */
     const struct dit *net;
 };
@@ -64,6 +66,7 @@ struct denoise_job {
     void             *decided_ctx;
     int               first;                    /* steps done before: 0, or those of a state */
     const float      *start;                    /* then: its latents, [C, clip.frames, h, w]; what the network kept is restored */
+    int               clean_every;              /* steps after which `now.clean` is made, the last one among them; 0: none */
     denoise_done_fn  *done;                     /* may be NULL */
     void             *done_ctx;
     denoise_seen_fn  *seen;                     /* may be NULL */

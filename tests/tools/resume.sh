@@ -98,12 +98,16 @@ killed() {
     done
     [ $bad = 0 ] && [ $kills = "$KILLS" ] && [ $whole -gt 0 ] && cmp -s whole.st out.st
     ok $? "$what, $*: $kills kills, $whole finished, $bad of them other bytes"
+    hv-decode -q whole.st -o whole.rgb && hv-decode -q out.st -o out.rgb && [ -s out.rgb ] && cmp -s whole.rgb out.rgb
+    ok $? "the frames too: $(wc -c <out.rgb) bytes"
     [ -z "$(find . -name '.kill.*' -o -name '.out.*' | grep -v '^./.out')" ]
     ok $? "what killed processes left of the state is gone"
 }
 
 killed 'one window' "$short" --steps 40 --cache none
 killed 'one window' "$short" --steps 40 --cache scaled
+killed 'one window' "$short" --steps 30 --cache mag
+killed 'two windows' "$sliding" --steps 15 --cache none
 killed 'two windows' "$sliding" --steps 20 --cache 0-8,12
 killed 'one window' "$short" --steps 30 --cache tea:0.3
 killed 'two windows' "$sliding" --steps 20 --cache tea:0.3

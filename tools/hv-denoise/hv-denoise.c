@@ -30,6 +30,8 @@ static const struct hv_opt opts[] = {
     {"state-every", 0, HV_OPT_REAL, &o.state_every, "SECONDS", "write it at most that often (default: after each step)", 0, 1e9},
     {"resume", 0, HV_OPT_FLAG, &o.resume, NULL, "go on from the state, if it is there", 0, 0},
     {"stop-after", 0, HV_OPT_INT, &o.stop_after, "STEP", "leave after that many steps in all, with the state written", 1, FLOW_STEPS_MAX},
+    {"preview", 0, HV_OPT_STR, &o.preview, "FILE", "show the latents as they become: a sheet in FILE.png, or FILE.mp4", 0, 0},
+    {"preview-every", 0, HV_OPT_INT, &o.preview_every, "N", "a preview each N steps (default: 5)", 1, FLOW_STEPS_MAX},
     {"max-frames", 0, HV_OPT_INT, &o.max_frames, "N", "hear at most N frames of sound (the reference: 400)", 1, 1e9},
     {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "memory of the device, as 4G; chunks are shortened to fit", 0, 0},
     {"ram", 0, HV_OPT_SIZE, &o.ram, "SIZE", "memory of the host, without mapped weights", 0, 0},
@@ -402,12 +404,14 @@ static int write_latents(const struct denoise_job *j, const struct input *x, con
 static int run(struct denoise_job *j, struct input *x, struct settings *s, struct state *st, struct hv_err *e)
 {
     char model[128] = "";
+    struct preview *preview = NULL;
     float *latents = NULL;
     int stopped = 0;
 
     if (!(j->change = calloc((size_t)(j->steps * j->clip.windows), sizeof *j->change)))
         hv_fail(e, HV_ENOMEM, "denoise: out of memory");
-    else if (!(o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e)) && !state_open(st, j, x, s, e)) {
+    else if (!(o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e)) && !preview_open(&preview, j, x->fps, e) &&
+             !state_open(st, j, x, s, preview, e)) {
         latents = malloc((size_t)(j->config->channels * j->clip.video * j->ref.shape[2] * j->ref.shape[3]) * sizeof *latents);
         if (!latents)
             hv_fail(e, HV_ENOMEM, "latents: out of memory");
@@ -420,6 +424,7 @@ static int run(struct denoise_job *j, struct input *x, struct settings *s, struc
     }
     if (!state_close(st, e) && !stopped)
         write_latents(j, x, s, latents, model, e);
+    preview_close(preview);
     free(latents);
     free(j->change);
     return e->code;

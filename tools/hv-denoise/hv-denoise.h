@@ -16,9 +16,9 @@ struct options {
     double         shift, guidance;
     const char    *rng, *noise, *cache, *carry, *size, *frames, *plan, *bench, *chunk_rows;
     const char    *activations, *gemm, *ring, *attention, *stream, *branches, *ahead, *resident, *dtype;
-    const char    *state;
+    const char    *state, *preview;
     int            keep_ref, keep_noise, resume;
-    int64_t        stop_after;
+    int64_t        stop_after, preview_every;
     double         state_every;
     struct hv_size vram, ram;
 };
@@ -90,7 +90,7 @@ void stamp(struct hv_out *out, const struct denoise_job *j, const struct input *
 /* ---- state.c: a run put aside after each step, and taken up again ----
  *
  *     st = state_watch(e);                             // before any other thread is started: signals
- *     state_open(st, job, input, settings, e);         // takes the file for this process, reads it with --resume
+ *     state_open(st, job, input, settings, preview, e);    // takes the file for this process, reads it with --resume
  *     state_plan(st, settings);                        // groups and chunks as they were: they round
  *     state_fits(st, digest of the weights, fitted, info, e);  // sets job->first and job->start
  *     state_restore(st, net, e);                       // after dit_open: step caches
@@ -102,14 +102,28 @@ void stamp(struct hv_out *out, const struct denoise_job *j, const struct input *
 
 struct state;
 
+struct preview;
+
 struct state *state_watch(struct hv_err *e);
-int  state_open(struct state *st, struct denoise_job *j, const struct input *x, const struct settings *s, struct hv_err *e);
+int  state_open(struct state *st, struct denoise_job *j, const struct input *x, const struct settings *s, struct preview *p, struct hv_err *e);
 void state_plan(const struct state *st, struct settings *s);
 int  state_fits(struct state *st, const char *model, const struct fitted *f, const struct hv_dev_info *info, struct hv_err *e);
 int  state_is_done(const struct state *st);             /* 1: nothing is left to compute */
 int  state_restore(struct state *st, struct dit *net, struct hv_err *e);
 int  state_stopped(const struct state *st);             /* 1: --stop-after ended the run before its last step */
 int  state_close(struct state *st, struct hv_err *e);   /* takes NULL */
+
+/* ---- preview.c: a look at the latents while they are made ----
+ *
+ *     preview_open(&p, job, fps, e);                   // sets job->clean_every; p stays NULL without --preview
+ *     preview_show(p, now);                            // in job->done: copies; a thread draws and writes
+ *     preview_close(p);                                // waits for the last one
+ *
+ * A picture that cannot be written is told once, and the render goes on. While one is being drawn the next one is left out. */
+
+int  preview_open(struct preview **p, struct denoise_job *j, double fps, struct hv_err *e);
+void preview_show(struct preview *p, const struct denoise_now *now);
+void preview_close(struct preview *p);
 
 /* Bytes of the copy: latents and what the network keeps, as rows of its plan say. */
 int64_t state_bytes(const struct hv_plan *host, const struct denoise_job *j);

@@ -42,6 +42,7 @@ struct state {
     struct denoise_job    *j;
     const struct input    *x;
     const struct settings *s;
+    struct preview *preview;
     struct hv_in *in;                   /* being resumed from; NULL: from the start */
     char   model[128], plan[200], device[96], digest[TENSORS][HV_SHA256];
     int    from, held;                  /* step of `in`; lock: descriptor or -1 */
@@ -508,16 +509,18 @@ static int state_done(void *ctx, const struct denoise_now *at)
         pthread_cond_broadcast(&st->changed);
     }
     pthread_mutex_unlock(&st->lock);
+    preview_show(st->preview, at);
     return o.stop_after && at->done >= o.stop_after;
 }
 
-int state_open(struct state *st, struct denoise_job *j, const struct input *x, const struct settings *s, struct hv_err *e)
+int state_open(struct state *st, struct denoise_job *j, const struct input *x, const struct settings *s, struct preview *p, struct hv_err *e)
 {
     struct stat there;
 
     st->j = j;
     st->x = x;
     st->s = s;
+    st->preview = p;
     st->steps = j->steps;
     st->clip_bytes = (size_t)(j->config->channels * j->clip.frames * j->ref.shape[2] * j->ref.shape[3]) * sizeof(float);
     st->change_bytes = (size_t)(j->steps * j->clip.windows) * sizeof(double);
