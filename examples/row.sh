@@ -56,10 +56,10 @@ take_device() {
 # Runs a function of the command file, with a device or without; what it says goes to a file, and its time and memory to $used.
 # `use` is the name of the stage.
 try() {         # use, log, function, arguments..
-    use=$1 log=$2
+    use=$1 said=$2
     shift 2
     [ -z "$device" ] || set -- "$@" --device "$device"
-    "$@" -v 2>"$log" &
+    "$@" -v 2>"$said" &
     child=$!
     wait "$child"
     rc=$?
@@ -69,7 +69,7 @@ try() {         # use, log, function, arguments..
     done
     child=''
     [ -z "$stopped" ] || [ $rc = 0 ] || rc=143
-    used="$used $use $(sed -n 's/^[a-z-]*: took \([0-9.]*\) s, \([0-9.]*\) MiB at its peak$/\1 \2/p' "$log" | tail -n 1)"
+    used="$used $use $(sed -n 's/^[a-z-]*: took \([0-9.]*\) s, \([0-9.]*\) MiB at its peak$/\1 \2/p' "$said" | tail -n 1)"
     return $rc
 }
 

@@ -64,21 +64,21 @@ for _ in $(seq "$ROWS"); do
     i=$((i + 1))
 done
 many() { make -s -f "$root/examples/batch.mk" CSV=many.csv HVFLAGS="$flags --denoise.cache=0-30,35" "$@"; }
-from=$(now)
-many OUT=clean ids >ids
-took=$((($(now) - from) / 1000000))
+# Milliseconds of processor: other tests are at work beside this one.
+cost() { perl -e 'open STDOUT, ">", "/dev/null"; my $rc = system(@ARGV); my @t = times; printf STDERR "%d %d\n", 1000 * ($t[2] + $t[3]), $rc >> 8' "$@" 2>cost; }
+cost make -s -f "$root/examples/batch.mk" CSV=many.csv HVFLAGS="$flags --denoise.cache=0-30,35" OUT=clean ids
+read -r took status <cost
 from=$(now)
 many OUT=clean -j2 >log 2>&1
 status=$?
 whole=$((($(now) - from) / 1000000))
 [ $status = 0 ] && [ "$(ls clean/*.mp4 | wc -l)" = "$ROWS" ]
 ok $? "$ROWS rows, 4 portraits, 2 prompts"
-from=$(now)
-many OUT=clean -q
-status=$?
-took=$((took + ($(now) - from) / 1000000))
+cost make -s -f "$root/examples/batch.mk" CSV=many.csv HVFLAGS="$flags --denoise.cache=0-30,35" OUT=clean -q
+read -r more status <cost
+took=$((took + more))
 [ $status = 0 ] && [ $took -lt 2000 ]
-ok $? "of $whole ms, the rules and a make with nothing to do took $took"
+ok $? "$whole ms; of these the rules, and a make with nothing to do, took $took of a processor"
 [ "$(made clean ref) $(made clean face) $(made clean text)" = "4 4 8" ]
 ok $? "4 portraits were encoded, and 8 texts"
 
@@ -97,8 +97,9 @@ many OUT=killed -j2 >log 2>&1
 status=$?
 bad=0
 for f in clean/*.mp4; do cmp -s "$f" "killed/${f##*/}" || bad=$((bad + 1)); done
+went=$(grep -c resumed_after killed/rows.jsonl)
 [ $status = 0 ] && [ $gone = "$KILLS" ] && [ $bad = 0 ] || { sed 's/^/# /' log; false; }
-ok $? "killed $gone times: $(ls killed/*.mp4 | wc -l) videos, $bad of them other bytes; $(grep -c resumed_after killed/rows.jsonl) rows went on from a state"
+ok $? "killed $gone times: $(ls killed/*.mp4 | wc -l) videos, $bad of them other bytes; $went went on from a state"
 [ "$(made killed ref) $(made killed face) $(made killed text)" = "4 4 8" ]
 ok $? "and nothing that was whole was encoded again: $(made killed ref) portraits, $(made killed text) texts"
 [ -z "$(find killed -name '.row*' -o -name '*.state' -o -name '*.latent.st')" ]
