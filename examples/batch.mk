@@ -30,8 +30,11 @@ ROWS :=
 jobs := $(if $(HV_DEVICES),-j$(shell expr $(devices) + 2))
 MAKEFLAGS += $(if $(KEEP_GOING),-k) $(jobs)
 
-all: videos
-.PHONY: all videos status ids clean FORCE
+# A row that was killed between its video and the removal of its state.
+left := $(wildcard $(work)/*.state $(work)/*.latent.st)
+
+all: videos $(if $(left),tidy)
+.PHONY: all videos tidy status ids clean FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -63,6 +66,9 @@ $(foreach n,$(shell seq $(words $(ROWS))),$(eval row-$(n): $(word $(n),$(ROWS)))
 
 ids:
 	@printf '%s\n' $(ROWS)
+
+tidy:
+	@$(run) tidy
 
 status:
 	@$(run) status

@@ -4,6 +4,7 @@
 #   row.sh shared NAME      a stage that rows share: OUT/.batch/NAME.cmd makes OUT/.batch/NAME.st
 #   row.sh row ID           the rest of a row: latents, with their state kept from step to step, and the video
 #   row.sh bad ID TEXT      a row that is none
+#   row.sh tidy             removes what finished rows have left
 #   row.sh status           the table of rows
 #
 # Each result has one maker at a time, on all machines that see the folder: flock on a file beside it. What runs holds the lock too, so
@@ -188,6 +189,18 @@ row() {         # ID
     return $rc
 }
 
+tidy() {
+    for state in "$work"/*.state "$work"/*.latent.st; do
+        id=${state##*/}
+        id=${id%.state}
+        id=${id%.latent.st}
+        # A row that is being made has its lock, and no video that is newer than its commands.
+        if current "$OUT/$id.mp4" "$work/$id.cmd" && flock -n "$work/$id.lock" true; then
+            rm -f "$work/$id.state" "$work/$id.state.lock" "$work/$id.latent.st"
+        fi
+    done
+}
+
 status() {
     now=$work/status.$$
     while IFS='	' read -r id rest || [ -n "$id" ]; do
@@ -262,6 +275,6 @@ case ${1:-} in
         report "$OUT/rows.jsonl" row "$2" 3 table "$work/bad.$$"
         rm -f "$work/bad.$$"
         exit 3 ;;
-    status) status ;;
-    *) echo "usage: row.sh shared|row|bad|status .." >&2; exit 2 ;;
+    tidy | status) "$1" ;;
+    *) echo "usage: row.sh shared|row|bad|tidy|status .." >&2; exit 2 ;;
 esac

@@ -45,12 +45,18 @@ enum denoise_cache { DENOISE_LIST, DENOISE_MAG, DENOISE_TEA };
 /* Told of every decision of a window that is not by DENOISE_LIST. sum: TEA's, with the change of this step. */
 typedef void denoise_decided_fn(void *ctx, int step, int window, int full, double change, double sum);
 
+#define DENOISE_VOICES 8
+
 struct denoise_job {
     const struct dit_config *config;
     struct dit_text   text, negative;           /* negative is not read when guidance <= 1 */
     struct dit_fixed  fixed;
-    hv_tensor         sound;                    /* [rows, seq, layers, channels]: real rows; zeros follow by the clip's rule */
-    hv_tensor         face;                     /* f32 [1, h, w] */
+    hv_tensor         sound;                    /* [rows, seq, layers, channels]: real rows; zeros follow by the clip's rule. Of
+                                                   several voices each has min(rows, clip.real), one after the other */
+    hv_tensor         face;                     /* f32 [1, h, w], or one for each latent frame; the last one holds on to the end */
+    int               voices;                   /* V; 0 reads as 1 */
+    hv_tensor         other[DENOISE_VOICES - 1];        /* masks of the voices after the first */
+    double            strength;                 /* of the sound: what the adapters add is multiplied by it. 0 reads as 1; -1: none */
     hv_tensor         ref;                      /* f32 [C, 33, h, w] */
     hv_tensor         noise;                    /* f32 [C, clip.frames or more, h, w] */
     struct flow_clip  clip;

@@ -19,7 +19,8 @@ struct options {
     const char    *state, *preview;
     int            keep_ref, keep_noise, resume;
     int64_t        stop_after, preview_every;
-    double         state_every;
+    double         state_every, strength, motion_exp, motion_pose;
+    struct hv_strs voice;
     struct hv_size vram, ram;
 };
 
@@ -80,9 +81,15 @@ struct input {
     struct hv_operands in;
     struct hv_in      *noise_file;
     float             *noise;           /* owned */
+    struct hv_operands voice[DENOISE_VOICES];   /* of --voice */
+    char              *sounds;          /* of several voices, one after the other; owned */
     int64_t            wanted;          /* video frames that the sound needs */
     double             fps;
 };
+
+/* The voices of --voice after the one of the operands, if that has one (then job->voices is 1). HV_EINPUT: another length or mask. */
+int  voices_read(struct denoise_job *j, struct input *x, struct hv_err *e);
+void voices_close(struct input *x);
 
 /* What latent.st and state.st say of their run: settings, sizes, digest of the weights. */
 void stamp(struct hv_out *out, const struct denoise_job *j, const struct input *x, const struct settings *s, const char *model, int step);

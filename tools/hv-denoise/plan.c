@@ -128,7 +128,7 @@ static int open_dry(struct dry *d, const struct denoise_job *j, const struct fit
     const int64_t latents = j->config->channels * s.frames * s.height * s.width, text = s.text_len * wide;
     const int64_t most = latents > text ? latents : text;
 
-    s.full = s.cached = s.texts = s.sound = s.branches = s.windows = 1;
+    s.full = s.cached = s.texts = s.sound = s.branches = s.windows = s.voices = 1;
     s.clip_frames = FLOW_WINDOW;
     dit_weights(&d->list, j->config);
     d->planes = calloc((size_t)(most > sound ? most : sound), sizeof *d->planes);
