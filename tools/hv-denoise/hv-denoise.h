@@ -71,6 +71,17 @@ int print_plan(const struct denoise_job *j, const struct settings *s, struct hv_
 /* Times forwards of synthetic weights: bench.c. */
 int bench(const struct denoise_job *j, const struct settings *s, struct hv_err *e);
 
+/* ---- rates.c: measurements of --bench, kept for --plan ---- */
+
+struct rate {
+    double flops;                       /* a second, of a full forward */
+    double cached;                      /* time of a cached forward, as a share of a full one */
+    char   name[96];                    /* where it was measured */
+};
+
+void rates_keep(const struct fitted *f, const char *name, double flops, double full, double cached);
+int  rates_find(struct rate *r, const struct fitted *f);        /* 1 if this kind of run was measured */
+
 /* What the process has taken of the device: its context when it was opened, and what is free less since. */
 uint64_t measured_bytes(const struct fitted *f, const struct hv_dev_info *before, const struct hv_dev_info *now);
 
