@@ -21,7 +21,7 @@ planned() { run --plan=json "$@" | tr ',' '\n' | sed -n 's/.*"peak_bytes": *\([0
 
 # shellcheck disable=SC2086
 {
-    run --plan $files five.st >plan 2>err && grep -q "$((LENGTH * 25)) frames; windows of 33 latent frames: $(((LENGTH * 25 + 5) / 128 + 1))$" plan
+    run --plan $files five.st >plan 2>err && grep -q "$((LENGTH * 25)) frames; windows of 33 latent frames: $(((((LENGTH * 25 + 5) / 128 + 1) * 32 + 33) / 33))$" plan
     ok $? "planned: $(grep windows plan)"
     run $files five.st --state s.st --stop-after 1 2>err && [ ! -e out.st ]
     ok $? "started, and stopped after a step"
