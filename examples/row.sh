@@ -151,16 +151,19 @@ shared() {      # NAME
 }
 
 row() {         # ID
-    state=$work/$1.state latent=$work/$1.latent.st video=$OUT/$1.mp4 shared=''
+    state=$work/$1.state latent=$work/$1.latent.st video=$OUT/$1.mp4 shared='' input='' m=${HV_MODEL:-}
     locked "$work/$1.lock"
     # shellcheck disable=SC1090
     . "$work/$1.cmd"
-    take_device
-    swept "$latent"
-    swept "$video"
     set -- "$1" $(for s in $shared; do printf '%s/%s.st\n' "$work" "$s"; done)
     id=$1 stage=denoise
     shift
+    if current "$video" "$input" "$work/$id.cmd" "$m/transformer/model.safetensors" "$m/vae/model.safetensors" "$@"; then
+        return 0                                # what a killed make had started was waited for
+    fi
+    take_device
+    swept "$latent"
+    swept "$video"
     had=0
     [ ! -e "$state" ] || had=1
     try denoise "$work/$id.log" denoise "$@" --state "$state" --resume -o "$latent"

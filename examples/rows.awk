@@ -8,7 +8,7 @@
 #   LC_ALL=C HV=hv HV_MODEL=... HVFLAGS=... awk -v out=OUT -v dir=OUT/.batch -f rows.awk FILE.csv
 #
 # Fields may be quoted ("..", "" inside) and hold commas and line breaks; a BOM and CRLF are taken off. A row with a fault is told,
-# becomes a target that fails, and the others go on. A missing column ends it all with status 3.
+# becomes a target that fails, and the others go on. A missing column, or no hv, ends it all with status 3.
 
 function say(line, text)
 {
@@ -190,6 +190,8 @@ function ask(line, id, args, stages,    cmd, text, l, status, n)
     close(cmd)
     n = words(text, w, count)
     status = n > 0 && w[n, 1] == "status" ? w[n, 2] : 127
+    if (status == 127)
+        fail(line, "no program " ENVIRON["HV"])         # no fault of the row, and soon mended
     if (status != 0 || n != 7 || w[1, 1] != "hv-text" || w[5, 1] != "hv-denoise" || w[6, 1] != "hv-decode") {
         sub(/\n.*/, "", text)
         bad(line, id, "row '" id "': " text)
@@ -199,7 +201,7 @@ function ask(line, id, args, stages,    cmd, text, l, status, n)
     stages["audio"] = shared("audio", 2, f[col["audio"]])
     stages["face"] = shared("face", 3, f[col["image"]])
     stages["ref"] = shared("ref", 4, f[col["image"]])
-    write_file(dir "/" id ".cmd", "shared='" stages["text"] " " stages["audio"] " " stages["face"] " " stages["ref"] "'\n" \
+    write_file(dir "/" id ".cmd", "input=" sh(f[col["audio"]]) "\nshared='" stages["text"] " " stages["audio"] " " stages["face"] " " stages["ref"] "'\n" \
                "denoise() { " model() "exec " command(5, 4) " \"$@\"; }\ndecode() { " model() "exec " command(6, 1) " \"$@\"; }")
     return 0
 }

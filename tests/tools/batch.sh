@@ -129,6 +129,21 @@ sed -i 's/400/5/' long.csv
 make -s -f "$root/examples/batch.mk" CSV=long.csv OUT=one HVFLAGS="$flags" >log 2>&1 && grep -q 'starting anew' log && [ -s one/long.mp4 ]
 ok $? "the state of a row that was edited since is not taken"
 
+# make alone is killed: what it had started goes on, and the next make waits for it instead of doing the same again.
+rm -rf one
+printf 'videoid,image,audio,prompt,options\nlong,a face.png,one.wav,x,--steps 60\n' >long.csv
+make -s -f "$root/examples/batch.mk" CSV=long.csv OUT=one HVFLAGS="$flags" >log 2>&1 &
+pid=$!
+tries=0
+while [ ! -e one/.batch/long.state ] && [ $tries -lt 500 ]; do
+    tries=$((tries + 1))
+    sleep 0.02
+done
+kill -9 $pid
+wait $pid 2>/dev/null
+make -s -f "$root/examples/batch.mk" CSV=long.csv OUT=one HVFLAGS="$flags" >log 2>&1 && [ -s one/long.mp4 ] && [ "$(grep -c '"row":"long"' one/rows.jsonl)" = 1 ] && ! grep -q resumed one/rows.jsonl
+ok $? "what outlives its make is waited for, and is not made twice"
+
 # ---- devices: programs that write down when they began and ended in place of GPUs ----
 
 mkdir -p bin
@@ -224,6 +239,10 @@ printf 'videoid,image,audio,prompt\na,a face.png,one.wav,"x\nb,a face.png,one.wa
 batch >log 2>&1 && bad=1 || bad=0
 grep -q 'rows.csv:2: a quote is never closed' log || bad=1
 ok $bad "a quote that is never closed"
+
+status 2 "without hv there are no rows, bad or good" batch HV=no-such-hv
+grep -q 'no program no-such-hv' err && [ ! -e v/.batch/rules.mk ]
+ok $? "said: $(head -n 1 err)"
 
 # ---- other engines ----
 
