@@ -44,6 +44,15 @@ ok $? "the first step of four, and a single one"
 same a.rgb b.rgb "what the first step believes to be the end is where a single step ends"
 same b.rgb c.rgb "which is the result"
 
+# ---- the map: rgb = z M + b, byte = (rgb + 1) 127.5 ----
+
+# Two frames of one latent: zeros, and 1 in channel 12.
+perl -e 'binmode STDOUT; my $h = q({"latents":{"dtype":"F32","shape":[16,2,1,1],"data_offsets":[0,128]}}); $h .= " " x (7 - (length($h) + 7) % 8);
+    print pack("Q<", length $h), $h, map { pack("f<", $_) } map { (0, $_ == 12 ? 1 : 0) } 0 .. 15' >z.st
+hv-tensor preview z.st --zoom 1 --columns 2 -o z.png && got=$(ffmpeg -v error -i z.png -f rawvideo -pix_fmt rgb24 - | od -An -v -tu1 | tr -s ' ')
+[ "$got" = " 131 125 118 0 0 0 101 101 101" ]
+ok $? "colours by the page's numbers:$got"
+
 # ---- a video ----
 
 # shellcheck disable=SC2086
