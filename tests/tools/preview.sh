@@ -53,6 +53,9 @@ hv-tensor preview z.st --zoom 1 --columns 2 -o z.png && got=$(ffmpeg -v error -i
 [ "$got" = " 131 125 118 0 0 0 101 101 101" ]
 ok $? "colours by the page's numbers:$got"
 
+hv-denoise --plan --size 64x64 --preview p.png >plan && grep -q '^clean  *F32 *.16,33,8,8' plan && grep -q '^preview  *F32 *.16,33,8,8' plan
+ok $? "the plan counts it"
+
 # ---- a video ----
 
 # shellcheck disable=SC2086

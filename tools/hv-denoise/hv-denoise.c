@@ -178,6 +178,7 @@ static void fill_job(struct denoise_job *j, const struct input *x, struct settin
     j->carry = s->carry;
     if (s->cache == DENOISE_MAG)
         s->threshold = flow_mag_steps(s->full, j->steps, s->speedup, 64 * j->ref.shape[2] * j->ref.shape[3]);
+    j->clean_every = !o.preview ? 0 : o.preview_every ? (int)o.preview_every : 5;
     j->full = s->full;
     j->cache = s->cache;
     j->threshold = s->threshold;

@@ -133,7 +133,7 @@ int  state_close(struct state *st, struct hv_err *e);   /* takes NULL */
 
 /* ---- preview.c: a look at the latents while they are made ----
  *
- *     preview_open(&p, job, fps, e);                   // sets job->clean_every; p stays NULL without --preview
+ *     preview_open(&p, job, fps, e);                   // job->clean_every is set; p stays NULL without --preview
  *     preview_show(p, now);                            // in job->done: copies; a thread draws and writes
  *     preview_close(p);                                // waits for the last one
  *

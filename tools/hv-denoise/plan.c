@@ -86,6 +86,10 @@ int fit(struct fitted *f, const struct settings *s, const struct denoise_job *j,
     denoise_host_rows(&f->host, j);
     if (o.state)
         hv_plan_add(&f->host, "state", HV_U8, 1, 1, (const int64_t[]){state_bytes(&f->host, j)});
+    if (o.preview)
+        hv_plan_add(&f->host, "preview", HV_F32, 1, 4, (const int64_t[]){j->config->channels, j->clip.video, j->ref.shape[2], j->ref.shape[3]});
+    if (j->voices > 1)
+        hv_plan_add(&f->host, "voices", HV_F32, 1, j->sound.ndim, j->sound.shape);     /* one after the other; a single one is mapped */
     f->stream = s->stream;
     if (b.host)                                         /* what is left may be locked for weights */
         f->stream.host_budget = b.host > hv_plan_bytes(&f->host) ? b.host - hv_plan_bytes(&f->host) : 1;

@@ -10,7 +10,6 @@
 #include "io/preview.h"
 #include "io/video.h"
 
-#define EVERY  5
 #define FRAMES 36                       /* of a sheet; a long clip shows as many, spread evenly */
 
 struct preview {
@@ -88,7 +87,6 @@ int preview_open(struct preview **out, struct denoise_job *j, double fps, struct
 
     if (!o.preview)
         return 0;
-    j->clean_every = o.preview_every ? (int)o.preview_every : EVERY;
     if (!(*out = p = calloc(1, sizeof *p)))
         return hv_fail(e, HV_ENOMEM, "preview: out of memory");
     *p = (struct preview){.j = j, .steps = j->steps, .fps = fps, .latents = hv_view(malloc((size_t)hv_shape_count(4, shape) * sizeof(float)), HV_F32, 4, shape)};
