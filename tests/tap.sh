@@ -6,6 +6,8 @@ root=$(pwd)
 PATH=$(cd "$BIN" && pwd):$PATH
 export PATH
 dir=$(mktemp -d)
+HV_CACHE=$dir/cache             # what is measured here stays here
+export HV_CACHE
 trap 'rm -rf "$dir"' EXIT
 trap 'exit 1' INT TERM
 n=0

@@ -10,6 +10,7 @@
 #include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -113,6 +114,15 @@ static int set(const struct hv_opt *o, const char *arg, struct hv_err *e)
 }
 
 static const char *program = "hv";      /* for the callback below, which has no argument of its own */
+static double      began;               /* with -v: when the program did; 0: nobody asked */
+
+static double now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
 
 static void say_waiting(const char *what, long pid)
 {
@@ -140,6 +150,7 @@ static int finish(const struct hv_cli *cli, int argc, char **argv, struct hv_err
     if (c->n_operands < cli->min_operands)
         return hv_fail(e, HV_EUSAGE, "missing operand: %s", cli->operands);
     hv_lock_on_wait(c->quiet ? NULL : say_waiting);
+    began = c->verbose ? now() : 0;
     if (cli->max_operands >= 0 && c->n_operands > cli->max_operands)
         return hv_fail(e, HV_EUSAGE, "operand '%s' is one too many (%s)", c->operand[cli->max_operands], cli->operands);
     return 0;
@@ -207,10 +218,13 @@ int hv_exit(const char *name, struct hv_err *e)
 {
     const size_t pending = __fpending(stdout);
     const int failed = ferror(stdout) | fclose(stdout);
+    struct rusage use;
 
     /* A program that was started without a standard output and wrote nothing to it has lost nothing. */
     if (failed && !(errno == EBADF && !pending) && !e->code)
         hv_fail(e, HV_EIO, "stdout: %s", strerror(errno));
+    if (began > 0 && !getrusage(RUSAGE_SELF, &use))
+        fprintf(stderr, "%s: took %.2f s, %.1f MiB at its peak\n", name, now() - began, (double)use.ru_maxrss / 1024);
     if (e->code) {
         fprintf(stderr, "%s: %s\n", name, e->msg);
         if (e->code == HV_EUSAGE)
@@ -302,14 +316,6 @@ size_t hv_size_budget(const struct hv_size *s)
 /* ---- progress ---- */
 
 enum { NONE, TERMINAL, LINES, EVERY, JSON };    /* LINES: one every 10 s; EVERY: one a step */
-
-static double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 void hv_progress_open(struct hv_progress *p, const struct hv_cli *cli)
 {

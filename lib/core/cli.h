@@ -81,7 +81,8 @@ int hv_cli_parse(const struct hv_cli *cli, int argc, char **argv, struct hv_err 
 int hv_cli_no_output(const struct hv_common *c, const char *command, struct hv_err *e);
 
 /* Prints "NAME: message" if e holds a failure, flushes and closes stdout (a failure of that is HV_EIO), and returns the
- * exit status. After HV_EUSAGE one line more says how to get help. */
+ * exit status. After HV_EUSAGE one line more says how to get help. With -v: seconds since the parsing, and the most memory that
+ * the process had of its own and of mapped files. */
 int hv_exit(const char *name, struct hv_err *e);
 
 /* A line "NAME: ..." on stderr, unless -q; hv_note_verbose: only with -v. */

@@ -25,7 +25,7 @@ const struct hv_key hv_contract[] = {
     {TEXT,   "text.neg_pooled", HV_F32, HV_NONE, 1, {"P"},                     0, "the same of the negative prompt"},
     {AUDIO,  "audio.features",  HV_F32, HV_NONE, 4, {"F", "W", "S", "A"},      0, "a window of encoder states a video frame"},
     {FACE,   "face.boxes",      HV_F32, HV_NONE, 2, {"n", "5"},                0, "x0, y0, x1, y1 in pixels, score; largest first"},
-    {FACE,   "face.mask",       HV_F32, HV_NONE, 3, {"1", "h", "w"},           0, "the widened box of the chosen face, 0 to 1"},
+    {FACE,   "face.mask",       HV_F32, HV_NONE, 3, {"m", "h", "w"},           0, "the widened box of the chosen face, 0 to 1"},
     {REF,    "ref.latents",     HV_F32, HV_NONE, 4, {"C", "r", "h", "w"},      0, "scaled latents of the portrait, held"},
     {LATENT, "latents",         HV_F32, HV_NONE, 4, {"C", "f", "h", "w"},      0, "scaled latents, ready to decode"},
     {LATENT, "noise",           HV_F32, HV_NONE, 4, {"C", "f0", "h", "w"},     1, NOISE},
@@ -55,6 +55,7 @@ const struct hv_symbol hv_contract_symbols[] = {
     {"S", "hidden states of the audio encoder: 5"},
     {"A", "width of the audio encoder: 384"},
     {"n", "faces"},
+    {"m", "masks: 1, or one for each latent frame of a face that moves"},
     {0}
 };
 
@@ -65,7 +66,10 @@ const struct hv_meta_key hv_contract_meta[] = {
     {"hv.height", "face, ref, latent, state, video", "pixels down"},
     {"hv.frames", "audio, latent, state, video", "frames that the sound needs; hv-decode trims to them"},
     {"hv.fps", "audio, latent, state, video", "video frames a second"},
-    {"hv.face", "face", "where the mask is from: detector, box, full or none (nothing found, whole picture)"},
+    {"hv.voices", "latent, state", "sounds that acted at once"},
+    {"hv.audio_strength", "latent, state", "how strongly the sound acted, where that is not 1"},
+    {"hv.motion", "latent, state", "how much expression and head move, where that is not usual"},
+    {"hv.face", "face", "where the mask is from: detector, box, boxes (of each frame), full or none (nothing found, whole picture)"},
     {"hv.seed", "latent, state", "seed of the starting noise"},
     {"hv.rng", "latent, state", "generator of the noise: cuda:SMxTPS or cpu"},
     {"hv.steps", "latent, state", "denoising steps of the run"},

@@ -41,9 +41,22 @@ static int saves(const struct denoise_job *j, int i)
     return i + 1 < j->steps && (is_tea(j) ? i >= flow_cache_start(j->steps) : j->full[i] && !j->full[i + 1]);
 }
 
+static int64_t voices(const struct denoise_job *j)
+{
+    return j->voices > 1 ? j->voices : 1;
+}
+
+/* Of each voice. */
 static int64_t real_rows(const struct denoise_job *j)
 {
-    return j->sound.shape[0] < j->clip.real ? j->sound.shape[0] : j->clip.real;
+    const int64_t rows = j->sound.shape[0] / voices(j);
+
+    return rows < j->clip.real ? rows : j->clip.real;
+}
+
+static hv_tensor mask_of(const struct denoise_job *j, int64_t voice)
+{
+    return voice ? j->other[voice - 1] : j->face;
 }
 
 void denoise_size(struct dit_size *s, const struct denoise_job *j)
@@ -53,7 +66,7 @@ void denoise_size(struct dit_size *s, const struct denoise_job *j)
     const int n = moments(j, NULL, m, NULL);
 
     *s = (struct dit_size){.frames = FLOW_WINDOW, .height = j->ref.shape[2], .width = j->ref.shape[3],
-                           .texts = 1 + guided(j), .sound = real_rows(j), .clip_frames = j->clip.frames,
+                           .texts = 1 + guided(j), .sound = voices(j) * real_rows(j), .voices = voices(j), .clip_frames = j->clip.frames,
                            .branches = 1 + guided(j), .act = HV_F32};
     for (int i = 0; i < n; i++) {
         s->full += !m[i].cached;
@@ -76,6 +89,8 @@ void denoise_host_rows(struct hv_plan *host, const struct denoise_job *j)
 
     hv_plan_add(host, "noise",    HV_F32, 1, 4, (const int64_t[]){C, j->clip.noise_frames, h, w});
     hv_plan_add(host, "clip",     HV_F32, 1, 5, (const int64_t[]){2, C, F, h, w});              /* latents, their sum */
+    if (j->clean_every)
+        hv_plan_add(host, "clean", HV_F32, 1, 4, (const int64_t[]){C, F, h, w});
     hv_plan_add(host, "window",   HV_F32, 1, 5, (const int64_t[]){3, C, FLOW_WINDOW, h, w});    /* latents, two predictions */
 }
 
@@ -85,7 +100,8 @@ struct loop {
     struct dit *net;
     const struct denoise_job *j;
     float   *sigma, *clip, *sum, *x, *v[2], *face;      /* face: for each token */
-    float   *mask;                                      /* face mask times its factor */
+    float   *clean;                                     /* the clip before a step, then without noise; NULL: nobody asks */
+    float   *mask;                                      /* a voice's face mask of a window's frames, times its factor */
     int32_t *count, *silence, *sound;
     double  *tea;                                       /* of each window: changes since a full step */
     int    (*moment)[2];
@@ -101,20 +117,21 @@ static int make(struct loop *l, struct dit *n, const struct denoise_job *j, stru
     l->moment = calloc((size_t)j->steps, sizeof *l->moment);
     l->clip = calloc(clip, sizeof *l->clip);
     l->sum = calloc(clip, sizeof *l->sum);
+    l->clean = j->clean_every ? calloc(clip, sizeof *l->clean) : NULL;
     l->x = calloc(window, sizeof *l->x);
     for (int b = 0; b < 2; b++)
         l->v[b] = calloc(window, sizeof *l->v[b]);
-    l->face = calloc(window, sizeof *l->face);
-    l->mask = calloc((size_t)l->pixels, sizeof *l->mask);
+    l->face = calloc((size_t)voices(j) * window, sizeof *l->face);
+    l->mask = calloc((size_t)(FLOW_WINDOW * l->pixels), sizeof *l->mask);
     l->count = calloc((size_t)j->clip.frames, sizeof *l->count);
-    l->silence = calloc(FLOW_SOUND, sizeof *l->silence);
-    l->sound = calloc(FLOW_SOUND, sizeof *l->sound);
+    l->silence = calloc((size_t)(voices(j) * FLOW_SOUND), sizeof *l->silence);
+    l->sound = calloc((size_t)(voices(j) * FLOW_SOUND), sizeof *l->sound);
     l->tea = calloc((size_t)j->clip.windows, sizeof *l->tea);
     if (!l->sigma || !l->moment || !l->clip || !l->sum || !l->x || !l->v[0] || !l->v[1] || !l->face || !l->mask || !l->count ||
-        !l->silence || !l->sound || !l->tea)
+        !l->silence || !l->sound || !l->tea || (j->clean_every && !l->clean))
         return hv_fail(e, HV_ENOMEM, "denoise: out of memory");
-    for (int k = 0; k < FLOW_SOUND; k++)
-        l->silence[k] = (int32_t)real_rows(j);
+    for (int64_t k = 0; k < voices(j) * FLOW_SOUND; k++)
+        l->silence[k] = (int32_t)(voices(j) * real_rows(j));
     flow_sigmas(l->sigma, j->steps, j->shift);
     return 0;
 }
@@ -125,6 +142,7 @@ static void unmake(struct loop *l)
     free(l->moment);
     free(l->clip);
     free(l->sum);
+    free(l->clean);
     free(l->x);
     free(l->v[0]);
     free(l->v[1]);
@@ -141,7 +159,7 @@ static int prepare(struct loop *l, struct hv_err *e)
     const struct denoise_job *j = l->j;
     const struct dit_text text[2] = {j->text, j->negative};
     struct dit_moment *m = calloc((size_t)(2 * j->steps), sizeof *m);
-    hv_tensor sound = hv_rows(j->sound, 0, real_rows(j));
+    hv_tensor sound = hv_rows(j->sound, 0, voices(j) * real_rows(j));
 
     if (!m)
         return hv_fail(e, HV_ENOMEM, "denoise: out of memory");
@@ -152,18 +170,26 @@ static int prepare(struct loop *l, struct hv_err *e)
     return e->code;
 }
 
-/* Face mask of step i for each token of a window. */
-static void face_of_step(struct loop *l, int i)
+/* Face masks of step i for each token of a window. */
+static void face_of_window(struct loop *l, int i, const int32_t *frame)
 {
     const struct denoise_job *j = l->j;
-    const float factor = flow_face_factor(i);
+    const float factor = flow_face_factor(i) * (float)(j->strength < 0 ? 0 : j->strength > 0 ? j->strength : 1);
+    const int64_t P = l->pixels;
     struct dit_size s = {.frames = FLOW_WINDOW, .height = j->face.shape[1], .width = j->face.shape[2]};
+    const int64_t tokens = FLOW_WINDOW * (s.height / j->config->patch[1]) * (s.width / j->config->patch[2]);
 
-    for (int64_t p = 0; p < l->pixels; p++)
-        l->mask[p] = ((const float *)j->face.data)[p] * factor;
-    if (j->carry == FLOW_REFERENCE)
-        flow_round_f16(l->mask, (size_t)l->pixels);
-    dit_face_tokens(l->face, hv_view(l->mask, HV_F32, 4, (const int64_t[]){1, 1, s.height, s.width}), j->config, &s);
+    for (int64_t v = 0; v < voices(j); v++) {
+        const hv_tensor face = mask_of(j, v);
+        for (int64_t k = 0; k < FLOW_WINDOW; k++) {
+            const int64_t at = frame[k] < face.shape[0] ? frame[k] : face.shape[0] - 1;
+            for (int64_t p = 0; p < P; p++)
+                l->mask[k * P + p] = ((const float *)face.data)[at * P + p] * factor;
+        }
+        if (j->carry == FLOW_REFERENCE)
+            flow_round_f16(l->mask, (size_t)(FLOW_WINDOW * P));
+        dit_face_tokens(l->face + v * tokens, hv_view(l->mask, HV_F32, 4, (const int64_t[]){1, FLOW_WINDOW, s.height, s.width}), j->config, &s);
+    }
 }
 
 /* Where a NaN began: the first traced piece that holds one. */
@@ -289,13 +315,14 @@ static int step(struct loop *l, int i, struct hv_err *e)
 
     memset(l->sum, 0, (size_t)(F * C * P) * sizeof *l->sum);
     memset(l->count, 0, (size_t)F * sizeof *l->count);
-    face_of_step(l, i);
     for (int64_t w = 0; w < j->clip.windows; w++) {
         const int64_t start = flow_window_start(&j->clip, i, w);
         flow_window_frames(&j->clip, start, frame);
         flow_window_sound(&j->clip, start, row);
-        for (int k = 0; k < FLOW_SOUND; k++)
-            l->sound[k] = row[k] < real_rows(j) ? row[k] : (int32_t)real_rows(j);
+        face_of_window(l, i, frame);
+        for (int64_t v = 0; v < voices(j); v++)
+            for (int k = 0; k < FLOW_SOUND; k++)
+                l->sound[v * FLOW_SOUND + k] = row[k] < real_rows(j) ? (int32_t)(v * real_rows(j)) + row[k] : l->silence[0];
         flow_gather(l->x, l->clip, C, F, P, frame);
         if (predict(l, i, w, frame, e))
             return e->code;
@@ -307,6 +334,22 @@ static int step(struct loop *l, int i, struct hv_err *e)
     return 0;
 }
 
+static int is_asked(const struct denoise_job *j, int i)
+{
+    return j->clean_every && ((i + 1) % j->clean_every == 0 || i + 1 == j->steps);
+}
+
+/* The way of a step, gone on to the end: clean = after - sigma[i+1] velocity, velocity = (after - before) / (sigma[i+1] - sigma[i]).
+ * Where windows overlap the velocity is their mean. */
+static void find_clean(struct loop *l, int i)
+{
+    const int64_t n = l->channels * l->j->clip.frames * l->pixels;
+    const float rest = l->sigma[i + 1] / (l->sigma[i + 1] - l->sigma[i]);
+
+    for (int64_t k = 0; k < n; k++)
+        l->clean[k] = l->clip[k] - rest * (l->clip[k] - l->clean[k]);
+}
+
 static int check(const struct denoise_job *j, struct hv_err *e)
 {
     const int64_t C = j->config->channels, h = j->ref.ndim == 4 ? j->ref.shape[2] : 0, w = j->ref.ndim == 4 ? j->ref.shape[3] : 0;
@@ -314,8 +357,15 @@ static int check(const struct denoise_job *j, struct hv_err *e)
 
     if (j->ref.ndim != 4 || j->ref.shape[0] != C || j->ref.shape[1] != FLOW_WINDOW)
         return hv_fail(e, HV_EINPUT, "reference latents %s, expected [%lld,%d,h,w]", hv_shape_str(j->ref, a), (long long)C, FLOW_WINDOW);
-    if (j->face.ndim != 3 || j->face.shape[0] != 1 || j->face.shape[1] != h || j->face.shape[2] != w)
-        return hv_fail(e, HV_EINPUT, "face mask %s, expected [1,%lld,%lld]", hv_shape_str(j->face, a), (long long)h, (long long)w);
+    if (j->voices > DENOISE_VOICES || (j->voices > 1 && (j->sound.shape[0] % j->voices || j->sound.shape[0] / j->voices > j->clip.real)))
+        return hv_fail(e, HV_EINPUT, "sound of %lld rows for %d voices", (long long)j->sound.shape[0], j->voices);
+    for (int64_t v = 0; v < voices(j); v++) {
+        const hv_tensor face = mask_of(j, v);
+        const int64_t latents = (j->clip.written + FLOW_STRIDE - 2) / FLOW_STRIDE + 1;
+        if (face.ndim != 3 || (face.shape[0] != 1 && face.shape[0] != latents) || face.shape[1] != h || face.shape[2] != w)
+            return hv_fail(e, HV_EINPUT, "face mask %s, expected [1,%lld,%lld], or %lld of them for %lld frames of video", hv_shape_str(face, a),
+                           (long long)h, (long long)w, (long long)latents, (long long)j->clip.written);
+    }
     if (j->noise.ndim != 4 || j->noise.shape[0] != C || j->noise.shape[1] < j->clip.frames || j->noise.shape[2] != h ||
         j->noise.shape[3] != w)
         return hv_fail(e, HV_EINPUT, "noise %s, expected [%lld,%lld or more,%lld,%lld]", hv_shape_str(j->noise, a), (long long)C,
@@ -361,8 +411,15 @@ int denoise(struct dit *n, const struct denoise_job *j, float *latents, struct h
         for (int64_t w = 0; w < j->clip.windows; w++)
             flow_tea_skips(&l.tea[w], i, j->steps, j->change[i * j->clip.windows + w], j->threshold);
     hv_dev_report(dit_device(n), "step", j->first, j->steps);
-    for (int i = j->first; i < j->steps && !stop && !step(&l, i, e); i++) {
-        const struct denoise_now now = {.done = i + 1, .steps = j->steps, .clip = l.clip, .net = n,
+    for (int i = j->first; i < j->steps && !stop; i++) {
+        const int asked = is_asked(j, i);
+        if (asked)
+            memcpy(l.clean, l.clip, (size_t)(l.channels * j->clip.frames * l.pixels) * sizeof *l.clean);
+        if (step(&l, i, e))
+            break;
+        if (asked)
+            find_clean(&l, i);
+        const struct denoise_now now = {.done = i + 1, .steps = j->steps, .clip = l.clip, .clean = asked ? l.clean : NULL, .net = n,
                                         .cached = i + 1 < j->steps && (is_tea(j) ? i >= flow_cache_start(j->steps) : !j->full[i + 1])};
         hv_dev_report(dit_device(n), "step", i + 1, j->steps);
         stop = j->done && j->done(j->done_ctx, &now);

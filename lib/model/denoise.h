@@ -29,6 +29,8 @@ typedef void denoise_seen_fn(void *ctx, int step, int window, const char *what, 
 struct denoise_now {
     int          done, steps;                   /* steps done, of them all */
     const float *clip;                          /* [C, clip.frames, h, w]: latents */
+    const float *clean;                         /* the same size: what they would be without noise, by this step's velocity; NULL:
+                                                   job.clean_every did not ask */
     int          cached;                        /* 1: what the network keeps is needed to go on */
     const struct dit *net;
 };
@@ -43,12 +45,18 @@ enum denoise_cache { DENOISE_LIST, DENOISE_MAG, DENOISE_TEA };
 /* Told of every decision of a window that is not by DENOISE_LIST. sum: TEA's, with the change of this step. */
 typedef void denoise_decided_fn(void *ctx, int step, int window, int full, double change, double sum);
 
+#define DENOISE_VOICES 8
+
 struct denoise_job {
     const struct dit_config *config;
     struct dit_text   text, negative;           /* negative is not read when guidance <= 1 */
     struct dit_fixed  fixed;
-    hv_tensor         sound;                    /* [rows, seq, layers, channels]: real rows; zeros follow by the clip's rule */
-    hv_tensor         face;                     /* f32 [1, h, w] */
+    hv_tensor         sound;                    /* [rows, seq, layers, channels]: real rows; zeros follow by the clip's rule. Of
+                                                   several voices each has min(rows, clip.real), one after the other */
+    hv_tensor         face;                     /* f32 [1, h, w], or one for each latent frame; the last one holds on to the end */
+    int               voices;                   /* V; 0 reads as 1 */
+    hv_tensor         other[DENOISE_VOICES - 1];        /* masks of the voices after the first */
+    double            strength;                 /* of the sound: what the adapters add is multiplied by it. 0 reads as 1; -1: none */
     hv_tensor         ref;                      /* f32 [C, 33, h, w] */
     hv_tensor         noise;                    /* f32 [C, clip.frames or more, h, w] */
     struct flow_clip  clip;
@@ -64,6 +72,7 @@ struct denoise_job {
     void             *decided_ctx;
     int               first;                    /* steps done before: 0, or those of a state */
     const float      *start;                    /* then: its latents, [C, clip.frames, h, w]; what the network kept is restored */
+    int               clean_every;              /* steps after which `now.clean` is made, the last one among them; 0: none */
     denoise_done_fn  *done;                     /* may be NULL */
     void             *done_ctx;
     denoise_seen_fn  *seen;                     /* may be NULL */

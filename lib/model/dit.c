@@ -409,7 +409,8 @@ static void gather_sound(struct dit *n, const struct dit_call *call, int slot)
 {
     const hv_tensor window = hv_index(dit_host(n, "sound_window"), slot), store = dit_host(n, "sound");
     const size_t bytes = (size_t)(n->c.audio_tokens * 2 * n->c.adapter_dim) * hv_dtype_size(store.dtype);
-    const size_t count = (size_t)(4 * n->s.frames - 3);
+    const int64_t each = 4 * n->s.frames - 3;
+    const size_t count = (size_t)(n->m.voices * each);
     int32_t *const held = n->heard + (size_t)slot * count;
     int64_t frame[4];
 
@@ -419,16 +420,16 @@ static void gather_sound(struct dit *n, const struct dit_call *call, int slot)
     for (int64_t a = 0; a < n->m.adapters; a++) {
         const char *from = hv_index(store, a).data;
         char *to = hv_index(window, a).data;
-        for (int64_t l = 0; l < n->s.frames; l++) {
-            dit_sound_frames(l, frame);
+        for (int64_t l = 0; l < n->m.voices * n->s.frames; l++) {
+            dit_sound_frames(l % n->s.frames, frame);
             for (int k = 0; k < 4; k++, to += bytes)
-                memcpy(to, from + (size_t)call->sound[frame[k]] * bytes, bytes);
+                memcpy(to, from + (size_t)call->sound[l / n->s.frames * each + frame[k]] * bytes, bytes);
         }
     }
 }
 
-/* Queries of a chunk of video rows against the sound of each one's own frame, in place on q. */
-static void hear(const struct dit *n, const struct dit_state *s, hv_tensor q, int64_t first)
+/* Queries of a chunk of video rows against a voice's sound of each one's own frame, in place on q. */
+static void hear(const struct dit *n, const struct dit_state *s, hv_tensor q, int64_t first, int64_t voice)
 {
     const int64_t d = n->c.adapter_dim, P = n->m.tokens, keys = n->m.keys;
     const struct hv_attn a = {.heads = 1, .kv_heads = 1, .scale = (float)(1 / sqrt((double)d))};
@@ -436,12 +437,13 @@ static void hear(const struct dit *n, const struct dit_state *s, hv_tensor q, in
     for (int64_t row = 0, next; row < q.shape[0]; row = next) {
         const int64_t frame = (first + row) / P;
         next = (frame + 1) * P - first < q.shape[0] ? (frame + 1) * P - first : q.shape[0];
-        const hv_tensor part = hv_rows(q, row, next - row), mine = hv_rows(s->kv, frame * keys, keys);
+        const hv_tensor part = hv_rows(q, row, next - row), mine = hv_rows(s->kv, (voice * n->s.frames + frame) * keys, keys);
         hv_attention(n->dev, part, part, hv_cols(mine, 0, d), hv_cols(mine, d, d), &a);
     }
 }
 
-/* x += face * to_out(softmax(q k^T / sqrt(d)) v) on the video rows. at: the adapter's place among those that run. */
+/* x += face * to_out(softmax(q k^T / sqrt(d)) v) on the video rows; of several voices the sum, since all of them hear the same x.
+ * at: the adapter's place among those that run. */
 static void adapter(struct dit *n, const struct dit_state *s, int j, int64_t at)
 {
     const char *stem = "audio_adapter_blocks";
@@ -455,13 +457,20 @@ static void adapter(struct dit *n, const struct dit_state *s, int j, int64_t at)
         const int64_t rows = n->m.video - row < most ? n->m.video - row : most;
         const hv_tensor x = dit_x_rows(n, s, "x_mlp", P + row, rows, DIT_FETCH), z = hv_rows(dit_row(n, "z"), 0, rows);
         const hv_tensor q = hv_rows(dit_row(n, "adapter_q"), 0, rows);
-        hv_layer_norm(n->dev, z, x, dit_weight(n, stem, j, "norm2.weight"), dit_weight(n, stem, j, "norm2.bias"),
-                      DIT_SOUND_EPS);
-        hv_linear(n->dev, q, z, dit_weight(n, stem, j, "to_q.weight"), HV_NO, HV_ACT_NONE);
-        hear(n, s, q, row);
-        hv_linear(n->dev, z, q, dit_weight(n, stem, j, "to_out.weight"), HV_NO, HV_ACT_NONE);
-        dit_traced(n, row, 0, z, "adapter.%d.out", j);
-        hv_masked_add(n->dev, x, hv_rows(face, row, rows), z);
+        const hv_tensor sum = n->m.voices > 1 ? hv_rows(dit_row(n, "adapter_sum"), 0, rows) : x;
+        if (n->m.voices > 1)
+            hv_fill(n->dev, sum, 0);
+        for (int64_t v = 0; v < n->m.voices; v++) {
+            hv_layer_norm(n->dev, z, x, dit_weight(n, stem, j, "norm2.weight"), dit_weight(n, stem, j, "norm2.bias"),
+                          DIT_SOUND_EPS);
+            hv_linear(n->dev, q, z, dit_weight(n, stem, j, "to_q.weight"), HV_NO, HV_ACT_NONE);
+            hear(n, s, q, row, v);
+            hv_linear(n->dev, z, q, dit_weight(n, stem, j, "to_out.weight"), HV_NO, HV_ACT_NONE);
+            dit_traced(n, row, 0, z, "adapter.%d.out", j);
+            hv_masked_add(n->dev, sum, hv_rows(face, v * n->m.video + row, rows), z);
+        }
+        if (n->m.voices > 1)
+            hv_add(n->dev, x, x, sum);
         dit_x_done(n, s, x, P + row, DIT_WRITTEN);
     }
     phase_give(n, s, "adapter", j, "");
@@ -602,7 +611,7 @@ static void embed(struct dit *n, const struct dit_state *s)
     dit_begin_phase(n);
     hv_upload(n->dev, dit_row(n, "latents"), call->latents);
     hv_upload(n->dev, dit_row(n, "ref"), call->ref);
-    hv_upload(n->dev, dit_row(n, "face"), hv_view(call->mask, HV_F32, 1, &n->m.video));
+    hv_upload(n->dev, dit_row(n, "face"), hv_view(call->mask, HV_F32, 1, (const int64_t[]){n->m.voices * n->m.video}));
     for (struct piece p = piece_at(n, 0, P); p.n; p = piece_at(n, p.token + p.n, P)) {
         const hv_tensor x = dit_x_rows(n, s, "x_mlp", p.token, p.n, DIT_ROOM);
         patch_embed(n, x, "img_in.proj", dit_row(n, "ref"), p);

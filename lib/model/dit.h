@@ -65,6 +65,7 @@ struct dit_size {
     int64_t  texts, text_len, text_rows;        /* prompts, their longest length, their largest n */
     int64_t  full, cached;                      /* moments (dit_prepare) of either kind */
     int64_t  sound;                             /* rows of sound (dit_sound), without the row of silence */
+    int64_t  voices;                            /* V: sounds that act at once, each through its own mask; 0 reads as 1 */
     int64_t  clip_frames, windows, branches;    /* step cache: what it covers; windows 0: no step cache */
     int      residual;                          /* 1: it keeps what the blocks add to the video rows, and the branches go one
                                                    after the other; 0: what enters the last block */
@@ -207,8 +208,8 @@ enum dit_cache { DIT_PLAIN, DIT_SAVE, DIT_LOAD };
 struct dit_call {
     int            moment;
     hv_tensor      latents, ref;        /* f32 [C, T, h, w], host; not read by DIT_LOAD but for a residual. With keep_ref, ref is read once */
-    const float   *mask;                /* [T P]; not read by DIT_LOAD */
-    const int32_t *sound;               /* [4T - 3] rows of dit_sound; not read by DIT_LOAD */
+    const float   *mask;                /* [V][T P]; not read by DIT_LOAD */
+    const int32_t *sound;               /* [V][4T - 3] rows of dit_sound; not read by DIT_LOAD */
     hv_tensor      out;                 /* f32 [C, T, h, w], host: the velocity */
     enum dit_cache cache;
     int            branch, window;      /* of the step cache */

@@ -29,6 +29,7 @@ struct dit_dims {
     int64_t mods, tail;                 /* modulation vectors: 12 a double, 3 a single block, 2; the last block's first one */
     int64_t adapters;                   /* that run */
     int64_t moments, entries;           /* full + cached; sound + 1 */
+    int64_t voices;
     int64_t embed;                      /* rows that embedding and final layer take at a time */
 };
 
@@ -72,7 +73,7 @@ struct dit {
     int64_t           *slot;            /* [moments]: index among the full or the cached ones */
     int64_t           *text_n;          /* [texts]: n */
     int                n_moments, ref_kept, turn;
-    int32_t           *heard;           /* [DIT_CALLS][4T - 3]: sound that "sound_window" holds */
+    int32_t           *heard;           /* [DIT_CALLS][V][4T - 3]: sound that "sound_window" holds */
     struct dit_stage   stage;
     struct dit_saved   saved;
     dit_trace_fn      *trace;

@@ -92,7 +92,7 @@ static int open_stream(struct dit *n, const struct hv_stream_opts *given, struct
 static int allocate(struct dit *n, const struct hv_stream_opts *stream, struct hv_err *e)
 {
     struct hv_plan device = {0};
-    const size_t frames = (size_t)(n->s.branches * n->s.clip_frames), heard = (size_t)(4 * n->s.frames - 3) * DIT_CALLS;
+    const size_t frames = (size_t)(n->s.branches * n->s.clip_frames), heard = (size_t)(n->m.voices * (4 * n->s.frames - 3)) * DIT_CALLS;
 
     if (dit_plan(&device, &n->host_plan, &n->c, &n->s, &n->choice, e) || hv_arena_open(&n->arena, n->dev, &device, e) ||
         open_host(n, e) || open_stage(n, e))

@@ -38,6 +38,7 @@ struct dit_dims dit_dims(const struct dit_config *c, const struct dit_size *s, i
         m.adapters += c->adapter_after[j] < c->double_blocks;
     m.moments = s->full + s->cached;
     m.entries = s->sound + 1;
+    m.voices = s->voices > 1 ? s->voices : 1;
     /* Patches are taken by whole frames, or by whole lines of tokens of one frame. */
     m.embed = rows_mlp >= m.tokens ? least(rows_mlp / m.tokens * m.tokens, m.video) : most(rows_mlp / m.across, 1) * m.across;
     return m;
@@ -105,7 +106,9 @@ static void forward_rows(struct hv_plan *p, const struct dit_config *c, const st
         hv_plan_add(p, "wide",  A,      PH_MLP,             SHAPE(H * H + 2 * H * M));
     }
     hv_plan_add(p, "adapter_q", A,      PH_ADAPTER,         SHAPE(rm, c->adapter_dim));
-    hv_plan_add(p, "adapter_kv", A,     PH_FORWARD,         SHAPE(DIT_CALLS, s->frames * m.keys, 2 * c->adapter_dim));
+    hv_plan_add(p, "adapter_kv", A,     PH_FORWARD,         SHAPE(DIT_CALLS, m.voices * s->frames * m.keys, 2 * c->adapter_dim));
+    if (m.voices > 1)
+        hv_plan_add(p, "adapter_sum", A, PH_ADAPTER,        SHAPE(rm, H));                /* of the voices */
     hv_plan_add(p, "patches",   A,      PH_EMBED | PH_FINAL, SHAPE(m.embed, m.patch));
     hv_plan_add(p, "embed",     A,      PH_EMBED | PH_FINAL, SHAPE(m.embed, H));
     hv_plan_add(p, "embed_ref", A,      PH_EMBED,           SHAPE(m.embed, H));
@@ -115,7 +118,7 @@ static void forward_rows(struct hv_plan *p, const struct dit_config *c, const st
     hv_plan_add(p, "velocity",  HV_F32, PH_FORWARD,         SHAPE(c->channels, s->frames, s->height, s->width));
     hv_plan_add(p, "ref",       HV_F32, PH_EMBED,           SHAPE(c->channels, s->frames, s->height, s->width));
     hv_plan_add(p, "stat",      HV_F32, PH_FORWARD,         SHAPE(m.rows, 2));            /* mean and 1/std of each row */
-    hv_plan_add(p, "face",      HV_F32, PH_FORWARD,         SHAPE(m.video));
+    hv_plan_add(p, "face",      HV_F32, PH_FORWARD,         SHAPE(m.voices * m.video));
     hv_plan_add(p, "mod",       HV_F32, PH_FORWARD,         SHAPE(DIT_CALLS, m.mods, H));
     hv_plan_add(p, "rope",      HV_F32, PH_ALL,             SHAPE(DIT_ROPE));             /* tables of the three axes */
     if (s->residual || s->probe)
@@ -169,7 +172,7 @@ static void host_rows(struct hv_plan *p, const struct dit_config *c, const struc
     hv_plan_add(p, "modulation_cached", HV_F32, 1, SHAPE(s->cached, 5 * H));    /* last single block, final layer */
     hv_plan_add(p, "text",       s->act, 1, SHAPE(s->full, s->text_rows, H));   /* refined */
     hv_plan_add(p, "sound",      s->act, 1, SHAPE(m.adapters, m.entries * c->audio_tokens, d2));
-    hv_plan_add(p, "sound_window", s->act, 1, SHAPE(DIT_CALLS, m.adapters, s->frames * m.keys, d2));
+    hv_plan_add(p, "sound_window", s->act, 1, SHAPE(DIT_CALLS, m.adapters, m.voices * s->frames * m.keys, d2));
     hv_plan_add(p, "step_cache", s->act, 1, SHAPE(s->branches, cache, H));
     if (s->probe) {
         hv_plan_add(p, "probe_cache", s->act, 1, SHAPE((s->clip_frames + s->windows) * m.tokens, H));

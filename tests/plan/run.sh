@@ -3,6 +3,8 @@
 # tests/plan/run.sh --update writes the files anew.
 : "${BIN:=build/bin}"
 unset HV_MODEL                  # without a model: the full size
+HV_CACHE=/nonexistent           # no rates that somebody measured
+export HV_CACHE
 n=0
 tmp=$(mktemp) || exit 1
 trap 'rm -f "$tmp"' EXIT

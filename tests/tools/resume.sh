@@ -98,12 +98,16 @@ killed() {
     done
     [ $bad = 0 ] && [ $kills = "$KILLS" ] && [ $whole -gt 0 ] && cmp -s whole.st out.st
     ok $? "$what, $*: $kills kills, $whole finished, $bad of them other bytes"
+    hv-decode -q whole.st -o whole.rgb && hv-decode -q out.st -o out.rgb && [ -s out.rgb ] && cmp -s whole.rgb out.rgb
+    ok $? "the frames too: $(wc -c <out.rgb) bytes"
     [ -z "$(find . -name '.kill.*' -o -name '.out.*' | grep -v '^./.out')" ]
     ok $? "what killed processes left of the state is gone"
 }
 
 killed 'one window' "$short" --steps 40 --cache none
 killed 'one window' "$short" --steps 40 --cache scaled
+killed 'one window' "$short" --steps 30 --cache mag
+killed 'two windows' "$sliding" --steps 15 --cache none
 killed 'two windows' "$sliding" --steps 20 --cache 0-8,12
 killed 'one window' "$short" --steps 30 --cache tea:0.3
 killed 'two windows' "$sliding" --steps 20 --cache tea:0.3
@@ -145,13 +149,16 @@ rm -f sig.st out.st
 beside --steps 60 --cache 0-10,40 $sliding -o out.st --state sig.st --state-every 1000 2>err &
 pid=$!
 wait_for_step sig.st $pid           # the first step is written at once, the others are not
-sleep 0.2
-kill -USR1 $pid
-sleep 0.1
+tries=0
+until grep -q 'step [2-9] of 60 is done\|step [1-9][0-9] of 60 is done' err || [ $tries -gt 100 ]; do
+    kill -USR1 $pid 2>/dev/null
+    sleep 0.1
+    tries=$((tries + 1))
+done
 kill -TERM $pid
 wait $pid
 [ $? = 143 ] && grep -q 'of 60 is done, .* s each' err && [ "$(hv-tensor list sig.st | sed -n 's/^# hv.step: //p')" -gt 1 ]
-ok $? "with --state-every the last finished step is written when the signal comes; SIGUSR1: $(head -n 1 err)"
+ok $? "with --state-every the last finished step is written when the signal comes; SIGUSR1: $(grep 'is done' err | tail -n 1)"
 # shellcheck disable=SC2086
 beside --steps 60 --cache 0-10,40 $sliding -o out.st 2>err &
 pid=$!

@@ -48,7 +48,7 @@ struct job {
     hv_tensor latents;                  /* [C, f, h, w] of the operand */
     int64_t   frames, done;
     double    fps;
-    float    *z;                        /* the same, unscaled */
+    float    *z;                        /* a tile of them, unscaled: the length of a video must not matter */
     struct hv_video *video;
     struct hv_progress progress;
     uint8_t  *rgb;                      /* one frame, or all of them for -f st */
@@ -138,18 +138,29 @@ static int read_latents(struct job *j, struct hv_err *e)
     return 0;
 }
 
-/* z = latents / scaling_factor + shift_factor, in f32 */
-static int unscale(struct job *j, struct hv_err *e)
+static int make_room(struct job *j, struct hv_err *e)
 {
-    const int64_t n = hv_count(j->latents);
+    int64_t big[3];
 
-    j->z = malloc((size_t)n * sizeof *j->z);
-    if (!j->z)
-        return hv_fail(e, HV_ENOMEM, "out of memory: %zu MiB of latents", hv_nbytes(j->latents) >> 20);
-    hv_to_f32(j->z, j->latents.dtype, j->latents.data, (size_t)n);
-    for (int64_t i = 0; i < n; i++)
-        j->z[i] = j->z[i] / (float)j->config.scaling_factor + (float)j->config.shift_factor;
-    return 0;
+    tile_largest(&j->spec, big);
+    j->z = malloc((size_t)(big[0] * big[1] * big[2] * j->latents.shape[0]) * sizeof *j->z);
+    return j->z ? 0 : hv_fail(e, HV_ENOMEM, "out of memory: a tile of latents");
+}
+
+/* z = latents / scaling_factor + shift_factor, in f32: the part [nt, ny, nx, C]. */
+static hv_tensor unscaled(const struct job *j, const struct tile_part *p)
+{
+    const int64_t C = j->latents.shape[0];
+    const hv_tensor z = hv_view(j->z, HV_F32, 4, (int64_t[]){p->nt, p->ny, p->nx, C}), all = j->latents;
+    float *to = j->z;
+
+    for (int64_t t = p->t; t < p->t + p->nt; t++)
+        for (int64_t y = p->y; y < p->y + p->ny; y++)
+            for (int64_t x = p->x; x < p->x + p->nx; x++)
+                for (int64_t c = 0; c < C; c++)
+                    *to++ = ((const float *)all.data)[c * all.stride[0] + t * all.stride[1] + y * all.stride[2] + x] /
+                            (float)j->config.scaling_factor + (float)j->config.shift_factor;
+    return z;
 }
 
 /* ---- work ---- */
@@ -157,14 +168,8 @@ static int unscale(struct job *j, struct hv_err *e)
 static int decode_tile(void *ctx, hv_tensor y, const struct tile_part *p, struct hv_err *e)
 {
     struct job *j = ctx;
-    const int64_t *n = j->latents.shape, h = n[2], w = n[3];
-    hv_tensor z = hv_view(j->z, HV_F32, 4, (int64_t[]){n[1], h, w, n[0]});
+    const hv_tensor z = unscaled(j, p);
 
-    z.stride[0] = h * w;                /* the planes seen as [f, h, w, C] */
-    z.stride[1] = w;
-    z.stride[2] = 1;
-    z.stride[3] = n[1] * h * w;
-    z = hv_slice(hv_slice(hv_slice(z, 0, p->t, p->nt), 1, p->y, p->ny), 2, p->x, p->nx);
     if (!y.data)
         y.data = j->scratch;
     else
@@ -227,7 +232,7 @@ static int print_plan(struct job *j, struct hv_err *e)
     if (tile_run(&j->spec, decode_tile, j, NULL, NULL, e) || vae_plan(&p, &j->config, &j->stage.opts, e))
         return e->code;
     tile_plan(&host, &j->spec);
-    hv_plan_add(&host, "host.z", HV_F32, UINT32_MAX, 4, j->latents.shape);
+    hv_plan_add(&host, "host.z", HV_F32, UINT32_MAX, 4, (int64_t[]){j->latents.shape[0], big[0], big[1], big[2]});
     hv_plan_add(&host, "host.rgb", HV_U8, UINT32_MAX, 4,
                 (int64_t[]){o.kind == HV_VIDEO_ST ? j->frames : 1, 8 * j->spec.h, 8 * j->spec.w, 3});
     if (o.kind == HV_VIDEO_Y4M || o.kind == HV_VIDEO_MP4)
@@ -283,7 +288,7 @@ int main(int argc, char **argv)
     if (!rc)
         rc = read_latents(&j, &e);
     if (!rc)
-        rc = unscale(&j, &e);
+        rc = make_room(&j, &e);
     if (!rc)
         rc = compute(&j, &e);
     if (!rc && !o.plan && o.kind == HV_VIDEO_ST)

@@ -199,8 +199,10 @@ int bench(const struct denoise_job *j, const struct settings *s, struct hv_err *
         r.f.size.full = r.f.size.cached = r.f.size.texts = r.f.size.sound = r.f.size.windows = 1;
         r.f.size.clip_frames = r.f.size.frames;
         if (!dit_open(&r.net, r.dev, r.w, j->config, &r.f.size, &r.f.choice, &r.f.stream, e) &&
-            !dit_prepare_random(r.net, moment, 2, e) && !measure(&r, &x, e))
+            !dit_prepare_random(r.net, moment, 2, e) && !measure(&r, &x, e)) {
+            rates_keep(&r.f, r.after.name, x.flops, x.full, x.cached);
             (*o.bench ? print_json : print_text)(&r, &x);
+        }
     }
     dit_close(r.net);
     hv_weights_close(r.w);

@@ -13,7 +13,7 @@
 #define PART "transformer"
 
 struct options o = {.steps = 50, .seed = 128, .shift = 5, .guidance = 7.5, .text_rows = 831, .rng = "cuda", .cache = "scaled",
-                    .carry = "float32", .activations = "auto", .gemm = "auto", .ring = "auto", .attention = "auto", .stream = "auto",
+                    .carry = "float32", .strength = 1, .motion_exp = 30, .motion_pose = 25, .activations = "auto", .gemm = "auto", .ring = "auto", .attention = "auto", .stream = "auto",
                     .branches = "auto", .ahead = "auto", .resident = "auto", .dtype = "as-is", .repeat = 3};
 
 static const struct hv_opt opts[] = {
@@ -26,10 +26,16 @@ static const struct hv_opt opts[] = {
     {"keep-noise", 0, HV_OPT_FLAG, &o.keep_noise, NULL, "write the starting noise too", 0, 0},
     {"cache", 0, HV_OPT_STR, &o.cache, "STEPS", "scaled, reference, none, tea[:X], mag[:X], or the full steps, as 0-15,20", 0, 0},
     {"carry", 0, HV_OPT_STR, &o.carry, "KIND", "rounding of latents between steps: float32 or reference (default: float32)", 0, 0},
+    {"voice", 0, HV_OPT_LIST, &o.voice, "A.st,F.st", "one sound more, through its own mask; may be repeated", 0, 0},
+    {"audio-strength", 0, HV_OPT_REAL, &o.strength, "X", "how strongly sound moves the face (default: 1)", 0, 100},
+    {"motion-exp", 0, HV_OPT_REAL, &o.motion_exp, "X", "how much the expression moves (default: 30)", 0, 1000},
+    {"motion-pose", 0, HV_OPT_REAL, &o.motion_pose, "X", "how much the head moves (default: 25)", 0, 1000},
     {"state", 0, HV_OPT_STR, &o.state, "FILE", "after each step keep what is needed to go on in FILE", 0, 0},
     {"state-every", 0, HV_OPT_REAL, &o.state_every, "SECONDS", "write it at most that often (default: after each step)", 0, 1e9},
     {"resume", 0, HV_OPT_FLAG, &o.resume, NULL, "go on from the state, if it is there", 0, 0},
     {"stop-after", 0, HV_OPT_INT, &o.stop_after, "STEP", "leave after that many steps in all, with the state written", 1, FLOW_STEPS_MAX},
+    {"preview", 0, HV_OPT_STR, &o.preview, "FILE", "show the latents as they become: a sheet in FILE.png, or FILE.mp4", 0, 0},
+    {"preview-every", 0, HV_OPT_INT, &o.preview_every, "N", "a preview each N steps (default: 5)", 1, FLOW_STEPS_MAX},
     {"max-frames", 0, HV_OPT_INT, &o.max_frames, "N", "hear at most N frames of sound (the reference: 400)", 1, 1e9},
     {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "memory of the device, as 4G; chunks are shortened to fit", 0, 0},
     {"ram", 0, HV_OPT_SIZE, &o.ram, "SIZE", "memory of the host, without mapped weights", 0, 0},
@@ -101,8 +107,18 @@ static int read_operands(struct denoise_job *j, struct input *x, struct hv_err *
     if (hv_operands_open(&x->in, o.c.operand, o.c.n_operands, e) ||
         read_text(&j->text, &x->in, "text.states", "text.mask", "text.pooled", e) ||
         (o.guidance > 1 && read_text(&j->negative, &x->in, "text.neg_states", "text.neg_mask", "text.neg_pooled", e)) ||
-        hv_operands_get(&x->in, "audio.features", &j->sound, e) || hv_operands_get(&x->in, "face.mask", &j->face, e) ||
         hv_operands_get(&x->in, "ref.latents", &j->ref, e) || hv_operands_meta_real(&x->in, "hv.fps", 0.1, 1000, &x->fps, e))
+        return e->code;
+    /* With --voice the operands need not speak. */
+    if (!o.voice.n || hv_operands_have(&x->in, "audio.features") || hv_operands_have(&x->in, "face.mask")) {
+        if (hv_operands_get(&x->in, "audio.features", &j->sound, e) || hv_operands_get(&x->in, "face.mask", &j->face, e))
+            return e->code;
+        j->voices = 1;
+        x->wanted = j->sound.shape[0];
+        if (hv_operands_meta_int(&x->in, "hv.frames", 1, 10000000, &x->wanted, e))
+            return e->code;
+    }
+    if (voices_read(j, x, e))
         return e->code;
     if (j->sound.shape[0] < 1)
         return hv_fail(e, HV_EINPUT, "audio.features: no frames");
@@ -118,8 +134,7 @@ static int read_operands(struct denoise_job *j, struct input *x, struct hv_err *
         return hv_fail(e, HV_EINPUT, "ref.latents: %lld channels of %lld x %lld, the model takes %lld in patches of %lld x %lld",
                        (long long)j->ref.shape[0], (long long)j->ref.shape[2], (long long)j->ref.shape[3], (long long)c->channels,
                        (long long)c->patch[1], (long long)c->patch[2]);
-    x->wanted = j->sound.shape[0];
-    return hv_operands_meta_int(&x->in, "hv.frames", 1, 10000000, &x->wanted, e);
+    return 0;
 }
 
 /* Shapes alone, for --plan without files and --bench. */
@@ -150,18 +165,20 @@ static void fill_job(struct denoise_job *j, const struct input *x, struct settin
 {
     j->config = &x->config;
     for (int i = 0; i < 4; i++) {
-        j->fixed.motion_exp[i] = 30;
-        j->fixed.motion_pose[i] = 25;
+        j->fixed.motion_exp[i] = (float)o.motion_exp;
+        j->fixed.motion_pose[i] = (float)o.motion_pose;
     }
     j->fixed.fps = (float)(x->fps ? x->fps : 25);
     j->fixed.guidance = (float)(o.guidance * 1000);     /* only where the config embeds it */
     j->clip = flow_clip(x->wanted, o.max_frames);
+    j->strength = o.strength > 0 ? o.strength : -1;
     j->steps = (int)o.steps;
     j->shift = o.shift;
     j->guidance = o.guidance;
     j->carry = s->carry;
     if (s->cache == DENOISE_MAG)
         s->threshold = flow_mag_steps(s->full, j->steps, s->speedup, 64 * j->ref.shape[2] * j->ref.shape[3]);
+    j->clean_every = !o.preview ? 0 : o.preview_every ? (int)o.preview_every : 5;
     j->full = s->full;
     j->cache = s->cache;
     j->threshold = s->threshold;
@@ -343,6 +360,12 @@ void stamp(struct hv_out *out, const struct denoise_job *j, const struct input *
     hv_out_meta(out, "hv.guidance", "%g", o.guidance);
     hv_out_meta(out, "hv.cache", "%s", o.cache);
     hv_out_meta(out, "hv.carry", "%s", o.carry);
+    if (j->voices > 1)
+        hv_out_meta(out, "hv.voices", "%d", j->voices);
+    if (o.strength < 1 || o.strength > 1)
+        hv_out_meta(out, "hv.audio_strength", "%.17g", o.strength);
+    if (o.motion_exp < 30 || o.motion_exp > 30 || o.motion_pose < 25 || o.motion_pose > 25)
+        hv_out_meta(out, "hv.motion", "%.17g expression, %.17g pose", o.motion_exp, o.motion_pose);
 }
 
 /* Which steps ran no blocks, and why: for mag the steps that did; for tea the change of each step after the first that could be
@@ -398,12 +421,14 @@ static int write_latents(const struct denoise_job *j, const struct input *x, con
 static int run(struct denoise_job *j, struct input *x, struct settings *s, struct state *st, struct hv_err *e)
 {
     char model[128] = "";
+    struct preview *preview = NULL;
     float *latents = NULL;
     int stopped = 0;
 
     if (!(j->change = calloc((size_t)(j->steps * j->clip.windows), sizeof *j->change)))
         hv_fail(e, HV_ENOMEM, "denoise: out of memory");
-    else if (!(o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e)) && !state_open(st, j, x, s, e)) {
+    else if (!(o.noise ? noise_from_file(j, x, e) : draw_noise(j, x, s, e)) && !preview_open(&preview, j, x->fps, e) &&
+             !state_open(st, j, x, s, preview, e)) {
         latents = malloc((size_t)(j->config->channels * j->clip.video * j->ref.shape[2] * j->ref.shape[3]) * sizeof *latents);
         if (!latents)
             hv_fail(e, HV_ENOMEM, "latents: out of memory");
@@ -416,6 +441,7 @@ static int run(struct denoise_job *j, struct input *x, struct settings *s, struc
     }
     if (!state_close(st, e) && !stopped)
         write_latents(j, x, s, latents, model, e);
+    preview_close(preview);
     free(latents);
     free(j->change);
     return e->code;
@@ -450,6 +476,7 @@ int main(int argc, char **argv)
     }
 
     free(x.noise);
+    voices_close(&x);
     hv_in_close(x.noise_file);
     hv_operands_close(&x.in);
     return hv_exit("hv-denoise", &e);

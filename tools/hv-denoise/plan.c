@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "hv-denoise.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +71,10 @@ int fit(struct fitted *f, const struct settings *s, const struct denoise_job *j,
     denoise_host_rows(&f->host, j);
     if (o.state)
         hv_plan_add(&f->host, "state", HV_U8, 1, 1, (const int64_t[]){state_bytes(&f->host, j)});
+    if (o.preview)
+        hv_plan_add(&f->host, "preview", HV_F32, 1, 4, (const int64_t[]){j->config->channels, j->clip.video, j->ref.shape[2], j->ref.shape[3]});
+    if (j->voices > 1)
+        hv_plan_add(&f->host, "voices", HV_F32, 1, j->sound.ndim, j->sound.shape);     /* one after the other; a single one is mapped */
     f->stream = s->stream;
     if (b.host)                                         /* what is left may be locked for weights */
         f->stream.host_budget = b.host > hv_plan_bytes(&f->host) ? b.host - hv_plan_bytes(&f->host) : 1;
@@ -113,7 +118,7 @@ static int open_dry(struct dry *d, const struct denoise_job *j, const struct fit
     const int64_t latents = j->config->channels * s.frames * s.height * s.width, text = s.text_len * wide;
     const int64_t most = latents > text ? latents : text;
 
-    s.full = s.cached = s.texts = s.sound = s.branches = s.windows = 1;
+    s.full = s.cached = s.texts = s.sound = s.branches = s.windows = s.voices = 1;
     s.clip_frames = FLOW_WINDOW;
     dit_weights(&d->list, j->config);
     d->planes = calloc((size_t)(most > sound ? most : sound), sizeof *d->planes);
@@ -185,6 +190,28 @@ static int full_forwards(const struct denoise_job *j, int cached)
     return n * (j->guidance > 1 ? 2 : 1) * (int)j->clip.windows;
 }
 
+/* Seconds of the whole loop at a measured rate, and of a full forward. */
+static double duration(double *forward, const struct denoise_job *j, const struct counts *c, const struct rate *r)
+{
+    *forward = (double)c->of[1].flops / r->flops;
+    return *forward * (full_forwards(j, 0) + r->cached * full_forwards(j, 1));
+}
+
+static void print_duration(const struct denoise_job *j, const struct fitted *f, const struct counts *c)
+{
+    struct rate r;
+    double forward;
+
+    if (!rates_find(&r, f))
+        return;
+    const double t = duration(&forward, j, c, &r);
+    printf("measured: at the rate of --bench on %s, %.3g TFLOP/s, %.3g s a full forward", r.name, r.flops * 1e-12, forward);
+    if (t < 120)
+        printf(", %.1f s in all\n", t);
+    else
+        printf(", %.0f h %02.0f min in all\n", floor(t / 3600), floor(fmod(t, 3600) / 60));
+}
+
 static void print_text(const struct denoise_job *j, const struct fitted *f, const struct counts *c)
 {
     const struct dit_size *s = &f->size;
@@ -215,6 +242,7 @@ static void print_text(const struct denoise_job *j, const struct fitted *f, cons
     if (f->seconds > 0)
         printf("predicted: %.2f s a full forward at %.0f TFLOP/s in products and %.0f in attention, %.0f GB/s of bus\n", f->seconds,
                f->machine.gemm * 1e-12, f->machine.attention * 1e-12, f->machine.bus * 1e-9);
+    print_duration(j, f, c);
 }
 
 /* The device's table is the object; the rest are further keys. */
@@ -223,6 +251,8 @@ static int print_json(const struct denoise_job *j, const struct fitted *f, const
     static const char *const tier[] = {"device", "device", "o-host", "x-host"};
     const struct dit_size *s = &f->size;
     const struct dit_choice *k = &f->choice;
+    struct rate rate;
+    double forward;
     char *text = NULL;
     size_t n = 0;
     FILE *m = open_memstream(&text, &n);
@@ -248,6 +278,10 @@ static int print_json(const struct denoise_job *j, const struct fitted *f, const
         printf("\"%s\": {\"forwards\": %d, \"flops\": %llu, \"operations\": %llu, \"activation_bytes\": %llu, \"weight_bytes\": %llu},\n",
                i == 1 ? "full" : "cached", full_forwards(j, i == 2), (unsigned long long)c->of[i].flops,
                (unsigned long long)c->of[i].launches, (unsigned long long)c->of[i].bytes, (unsigned long long)c->of[i].weights);
+    if (rates_find(&rate, f)) {
+        const double t = duration(&forward, j, c, &rate);
+        printf("\"measured_rate\": %.6g, \"measured_seconds\": %.4f, \"measured_seconds_in_all\": %.1f,\n", rate.flops, forward, t);
+    }
     printf("\"host\": ");
     hv_plan_print_json(&f->host, NULL, stdout);
     printf("}\n");

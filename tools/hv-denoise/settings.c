@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/rng.h"
+#include "io/video.h"
 
 /* "AxB" with both from min to max; 0 if it is something else. */
 static int pair(const char *text, char between, int64_t min, int64_t max, int64_t *a, int64_t *b)
@@ -206,6 +207,10 @@ int settings_read(struct settings *s, struct hv_err *e)
         return hv_fail(e, HV_EUSAGE, "--%s: without --state FILE there is none", o.resume ? "resume" : o.stop_after ? "stop-after" : "state-every");
     if (o.state && (!*o.state || !strcmp(o.state, "-")))
         return hv_fail(e, HV_EUSAGE, "--state '%s': a file is wanted", o.state);
+    if (o.preview_every && !o.preview)
+        return hv_fail(e, HV_EUSAGE, "--preview-every: without --preview FILE there is none");
+    if (o.preview && hv_video_format_for(o.preview) != HV_VIDEO_PNG && hv_video_format_for(o.preview) != HV_VIDEO_MP4)
+        return hv_fail(e, HV_EUSAGE, "--preview '%s': expected FILE.png or FILE.mp4", o.preview);
     if (o.bench && o.plan)
         return hv_fail(e, HV_EUSAGE, "--plan and --bench: one of them");
     if (read_rng(s, e) || read_size(s, e) || read_words(s, e) || read_chunks(s, e))

@@ -29,7 +29,7 @@
 #define SLICE  20000000                 /* ns between looks at the signals while the last state is being written */
 
 static const char *const tensors[] = {"text.states", "text.mask", "text.pooled", "text.neg_states", "text.neg_mask",
-                                      "text.neg_pooled", "audio.features", "face.mask", "ref.latents", "noise"};
+                                      "text.neg_pooled", "audio.features", "face.mask", "ref.latents", "noise", "voices"};
 #define TENSORS ((int)(sizeof tensors / sizeof *tensors))
 
 struct copy {
@@ -42,6 +42,7 @@ struct state {
     struct denoise_job    *j;
     const struct input    *x;
     const struct settings *s;
+    struct preview *preview;
     struct hv_in *in;                   /* being resumed from; NULL: from the start */
     char   model[128], plan[200], device[96], digest[TENSORS][HV_SHA256];
     int    from, held;                  /* step of `in`; lock: descriptor or -1 */
@@ -171,6 +172,17 @@ static int write_state(const struct state *st, struct hv_err *e)
     return e->code;
 }
 
+/* The masks of the voices after the first: their digests' digest. All sounds are in job->sound. */
+static int digest_voices(char hex[HV_SHA256], const struct denoise_job *j, struct hv_err *e)
+{
+    char all[DENOISE_VOICES][HV_SHA256] = {{0}};
+
+    for (int v = 1; v < j->voices; v++)
+        if (hv_sha256(all[v], j->other[v - 1].data, hv_nbytes(j->other[v - 1]), e))
+            return e->code;
+    return hv_sha256(hex, all, sizeof all, e);
+}
+
 static int digest_inputs(struct state *st, struct hv_err *e)
 {
     hv_tensor t;
@@ -179,8 +191,17 @@ static int digest_inputs(struct state *st, struct hv_err *e)
         const int noise = !strcmp(tensors[i], "noise");
         if (noise ? !o.noise : o.guidance <= 1 && !strncmp(tensors[i], "text.neg_", 9))
             continue;
+        if (!strcmp(tensors[i], "voices")) {
+            if (st->j->voices > 1 && digest_voices(st->digest[i], st->j, e))
+                return e->code;
+            continue;
+        }
         if (noise)
             t = st->j->noise;
+        else if (!strcmp(tensors[i], "audio.features"))
+            t = st->j->sound;
+        else if (!strcmp(tensors[i], "face.mask"))
+            t = st->j->face;
         else if (hv_operands_get((struct hv_operands *)&st->x->in, tensors[i], &t, e))
             return e->code;
         if (hv_sha256(st->digest[i], t.data, hv_nbytes(t), e))
@@ -508,16 +529,18 @@ static int state_done(void *ctx, const struct denoise_now *at)
         pthread_cond_broadcast(&st->changed);
     }
     pthread_mutex_unlock(&st->lock);
+    preview_show(st->preview, at);
     return o.stop_after && at->done >= o.stop_after;
 }
 
-int state_open(struct state *st, struct denoise_job *j, const struct input *x, const struct settings *s, struct hv_err *e)
+int state_open(struct state *st, struct denoise_job *j, const struct input *x, const struct settings *s, struct preview *p, struct hv_err *e)
 {
     struct stat there;
 
     st->j = j;
     st->x = x;
     st->s = s;
+    st->preview = p;
     st->steps = j->steps;
     st->clip_bytes = (size_t)(j->config->channels * j->clip.frames * j->ref.shape[2] * j->ref.shape[3]) * sizeof(float);
     st->change_bytes = (size_t)(j->steps * j->clip.windows) * sizeof(double);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "boxes.h"
 #include "core/cli.h"
 #include "io/contract.h"
 #include "io/image.h"
@@ -15,7 +16,7 @@
 
 static struct options {
     struct hv_common c;
-    const char *face, *box, *fallback, *plan;
+    const char *face, *box, *boxes, *fallback, *plan;
     double      area, conf, iou;
     int64_t     image_size;
     int         list, no_exif;
@@ -24,6 +25,7 @@ static struct options {
 static const struct hv_opt opts[] = {
     {"face", 0, HV_OPT_STR, &o.face, "N|largest|full|reference", "which face speaks (default: largest)", 0, 0},
     {"box", 0, HV_OPT_STR, &o.box, "x,y,w,h", "the face, in pixels of the resized picture: no detector runs", 0, 0},
+    {"boxes", 0, HV_OPT_STR, &o.boxes, "FILE", "the face in each video frame, as JSON lines {\"box\":[x,y,w,h]}", 0, 0},
     {"area", 0, HV_OPT_REAL, &o.area, "X", "sides of the mask, in sides of the face (default: 3)", 0.01, 1000},
     {"conf", 0, HV_OPT_REAL, &o.conf, "P", "least score of a face (default: the model's, 0.5)", 0, 1},
     {"iou", 0, HV_OPT_REAL, &o.iou, "P", "overlap above which two are one (default: the model's, 0.45)", 0, 1},
@@ -52,6 +54,7 @@ struct result {
     int                n, choice;       /* choice -1: the whole picture */
     double             best;            /* score of the best row, for the message when there is no face */
     const char        *source;
+    int                moving;          /* n boxes are those of n frames */
     char               model[128];
 };
 
@@ -90,6 +93,8 @@ static int parse(struct request *q, int argc, char **argv, struct hv_err *e)
         return hv_fail(e, HV_EUSAGE, "--face-fallback %.40s: expected full", o.fallback);
     if (o.plan && *o.plan && strcmp(o.plan, "json"))
         return hv_fail(e, HV_EUSAGE, "--plan=%s: json, or nothing", o.plan);
+    if (o.boxes && (o.box || o.list || o.plan))
+        return hv_fail(e, HV_EUSAGE, "--boxes: they say where the face is: no %s", o.box ? "--box" : o.list ? "--list" : "--plan");
     return o.box ? parse_box(q->box, e) : 0;
 }
 
@@ -230,6 +235,11 @@ static int locate(struct result *r, const struct hv_image *im, const struct requ
 {
     r->choice = -1;
     r->source = "full";
+    if (o.boxes) {
+        r->moving = 1;
+        r->source = "boxes";
+        return boxes_read(&r->boxes, &r->n, o.boxes, e);
+    }
     if (o.box) {
         r->boxes = calloc(1, sizeof *r->boxes);
         if (!r->boxes)
@@ -260,6 +270,7 @@ static int write_mask(const struct result *r, const struct hv_image *im, struct 
 {
     const struct face_box whole = {0, 0, im->width, im->height, 1, {0}};
     const struct face_box *b = r->choice < 0 ? &whole : &r->boxes[r->choice];
+    const int listed = r->moving ? 0 : r->n;
     struct hv_out out = {0};
     float *mask, *boxes;
     int rc = 0;
@@ -267,17 +278,19 @@ static int write_mask(const struct result *r, const struct hv_image *im, struct 
     hv_contract_stamp(&out, &(struct hv_stamp){.stage = "hv-face", .width = im->width, .height = im->height,
                                                .model = r->model[0] ? r->model : NULL});
     hv_out_meta(&out, "hv.face", "%s", r->source);
-    boxes = hv_out_new(&out, "face.boxes", HV_F32, 2, (int64_t[]){r->n, 5}, e);
-    mask = hv_out_new(&out, "face.mask", HV_F32, 3, (int64_t[]){1, im->height / 8, im->width / 8}, e);
+    boxes = hv_out_new(&out, "face.boxes", HV_F32, 2, (int64_t[]){listed, 5}, e);
+    mask = hv_out_new(&out, "face.mask", HV_F32, 3, (int64_t[]){r->moving ? boxes_latents(r->n) : 1, im->height / 8, im->width / 8}, e);
     if (!boxes || !mask)
         rc = e->code;
-    for (int i = 0; !rc && i < r->n; i++) {
+    for (int i = 0; !rc && i < listed; i++) {
         const struct face_box *f = &r->boxes[i];
         const double v[5] = {f->x, f->y, f->x + f->w, f->y + f->h, f->score};
         for (int k = 0; k < 5; k++)
             boxes[5 * i + k] = (float)v[k];
     }
-    if (!rc && !face_mask(mask, face_widen(b->x, b->y, b->w, b->h, im->width, im->height, o.area), im->width, im->height))
+    if (!rc && r->moving)
+        rc = boxes_masks(mask, r->boxes, r->n, im->width, im->height, o.area, e);
+    else if (!rc && !face_mask(mask, face_widen(b->x, b->y, b->w, b->h, im->width, im->height, o.area), im->width, im->height))
         rc = hv_fail(e, HV_EFACE, "the face, %.0f x %.0f at %.0f,%.0f with --area %g, covers nothing of a picture of %d x %d",
                      b->w, b->h, b->x, b->y, o.area, im->width, im->height);
     if (!rc)

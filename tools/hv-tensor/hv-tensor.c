@@ -13,6 +13,7 @@ static const struct {
 } commands[] = {
     {"list", cmd_list},   {"stats", cmd_stats}, {"diff", cmd_diff},   {"convert", cmd_convert},
     {"slice", cmd_slice}, {"merge", cmd_merge}, {"check", cmd_check}, {"preview", cmd_preview},
+    {"fit-preview", cmd_fit_preview},
 };
 
 int cmd_list(int argc, char **argv, struct hv_err *e)
@@ -34,7 +35,7 @@ int cmd_list(int argc, char **argv, struct hv_err *e)
 static int general(int argc, char **argv, struct hv_err *e)
 {
     static struct hv_common c;
-    const struct hv_cli cli = {"hv-tensor", "list|stats|diff|convert|slice|merge|check|preview ARGUMENT...",
+    const struct hv_cli cli = {"hv-tensor", "list|stats|diff|convert|slice|merge|check|preview|fit-preview ARGUMENT...",
                                "Looks at tensor files (safetensors), compares, converts, cuts, joins, checks, draws them.\n\n"
                                "  list [FILE]...           metadata; name, dtype, shape, bytes\n"
                                "  stats [FILE]             min, max, mean, rms, NaN and Inf of each tensor\n"
@@ -43,12 +44,13 @@ static int general(int argc, char **argv, struct hv_err *e)
                                "  slice FILE KEY RANGES    a part of a tensor: :,0:4\n"
                                "  merge FILE...            several files into one\n"
                                "  check [FILE]...          which stage file it is, and whether the next stage takes it\n"
-                               "  preview [FILE]           latents, masks, frames, features as a PNG\n\n"
+                               "  preview [FILE]           latents, masks, frames, features as a PNG\n"
+                               "  fit-preview PICTURE...   the colours of a VAE's latents, into its config.json\n\n"
                                "hv-tensor COMMAND --help has the options of a command.",
                                NULL, &c, 1, 1};
     const int rc = hv_cli_parse(&cli, argc, argv, e);
 
-    return rc ? rc : hv_fail(e, HV_EUSAGE, "'%s' is not a command: list, stats, diff, convert, slice, merge, check or preview",
+    return rc ? rc : hv_fail(e, HV_EUSAGE, "'%s' is not a command: list, stats, diff, convert, slice, merge, check, preview or fit-preview",
                              c.operand[0]);
 }
 

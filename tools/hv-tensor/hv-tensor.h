@@ -15,6 +15,7 @@ int cmd_slice(int argc, char **argv, struct hv_err *e);
 int cmd_merge(int argc, char **argv, struct hv_err *e);
 int cmd_check(int argc, char **argv, struct hv_err *e);
 int cmd_preview(int argc, char **argv, struct hv_err *e);
+int cmd_fit_preview(int argc, char **argv, struct hv_err *e);
 
 /* ---- values.c ---- */
 

@@ -1,11 +1,11 @@
-/* hv-tensor preview: tensors as a picture. Latents go through a linear map to RGB, not through the VAE. */
+/* hv-tensor preview: tensors as a picture. Latents go through a linear map to RGB, not through the VAE: io/preview.h. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "hv-tensor.h"
-#include "io/image.h"
+#include "io/preview.h"
 
 struct options {
     struct hv_common c;
@@ -19,6 +19,7 @@ struct view {
     const struct hv_entry *t;
     int64_t      count, width, height;
     double       min, max;              /* of the values that are drawn as gray */
+    struct hv_preview_map map;          /* of latents */
     void       (*paint)(const struct view *v, int64_t tile, int64_t x, int64_t y, double rgb[3]);
 };
 
@@ -35,27 +36,15 @@ static void gray(const struct view *v, double value, double rgb[3])
     rgb[0] = rgb[1] = rgb[2] = v->max > v->min ? (value - v->min) / (v->max - v->min) : value > 0;
 }
 
-/* [16, f, h, w]: the usual linear approximation of this VAE's decoder (sampling: X M + b, in -1 .. 1). */
+/* [C, f, h, w] */
 static void paint_latents(const struct view *v, int64_t tile, int64_t x, int64_t y, double rgb[3])
 {
-    static const double map[16][3] = {
-        {-.0395, -.0331, .0445},  {.0696, .0795, .0518},    {.0135, -.0945, -.0282},  {.0108, -.0250, -.0765},
-        {-.0209, .0032, .0224},   {-.0804, -.0254, -.0639}, {-.0991, .0271, -.0669},  {-.0646, -.0422, -.0400},
-        {-.0696, -.0595, -.0894}, {-.0799, -.0208, -.0375}, {.1166, .1627, .0962},    {.1165, .0432, .0407},
-        {-.2315, -.1920, -.1355}, {-.0270, .0401, -.0821},  {-.0616, -.0997, -.0727}, {.0249, -.0469, -.1703},
-    };
-    static const double bias[3] = {.0259, -.0192, -.0761};
     const int64_t plane = v->width * v->height;
+    float z[HV_PREVIEW_CHANNELS];
 
-    for (int c = 0; c < 3; c++)
-        rgb[c] = bias[c];
-    for (int64_t k = 0; k < 16; k++) {
-        const double z = at(v, (k * v->t->shape[1] + tile) * plane + y * v->width + x);
-        for (int c = 0; c < 3; c++)
-            rgb[c] += z * map[k][c];
-    }
-    for (int c = 0; c < 3; c++)
-        rgb[c] = (rgb[c] + 1) / 2;
+    for (int64_t k = 0; k < v->map.channels; k++)
+        z[k] = (float)at(v, (k * v->t->shape[1] + tile) * plane + y * v->width + x);
+    hv_preview_color(&v->map, z, 1, rgb);
 }
 
 /* [F, H, W, 3] */
@@ -105,17 +94,17 @@ static int choose(struct view *v, struct hv_err *e)
     const int64_t *s = t->shape;
 
     if (t->ndim == 4 && s[3] == 3)
-        *v = (struct view){v->data, t, s[0], s[2], s[1], 0, 1, paint_frames};
+        *v = (struct view){v->data, t, s[0], s[2], s[1], 0, 1, {0}, paint_frames};
     else if (t->ndim == 4 && ends(t->name, "features"))
-        *v = (struct view){v->data, t, s[2], s[0], s[3], 0, 0, paint_features};
-    else if (t->ndim == 4 && s[0] == 16)
-        *v = (struct view){v->data, t, s[1], s[3], s[2], 0, 1, paint_latents};
+        *v = (struct view){v->data, t, s[2], s[0], s[3], 0, 0, {0}, paint_features};
+    else if (t->ndim == 4 && (s[0] == 16 || ends(t->name, "latents")))
+        *v = (struct view){v->data, t, s[1], s[3], s[2], 0, 1, {0}, paint_latents};
     else if (t->ndim == 2 && ends(t->name, "mel"))
-        *v = (struct view){v->data, t, 1, s[1], s[0], 0, 0, paint_spectrum};
+        *v = (struct view){v->data, t, 1, s[1], s[0], 0, 0, {0}, paint_spectrum};
     else if (t->ndim == 3)
-        *v = (struct view){v->data, t, s[0], s[2], s[1], 0, 0, paint_map};
+        *v = (struct view){v->data, t, s[0], s[2], s[1], 0, 0, {0}, paint_map};
     else if (t->ndim == 2 || t->ndim == 1)
-        *v = (struct view){v->data, t, 1, t->ndim == 2 ? s[1] : s[0], t->ndim == 2 ? s[0] : 1, 0, 0, paint_map};
+        *v = (struct view){v->data, t, 1, t->ndim == 2 ? s[1] : s[0], t->ndim == 2 ? s[0] : 1, 0, 0, {0}, paint_map};
     else
         return hv_fail(e, HV_EUNSUP, "%s: no picture of %d dimensions: cut a part with hv-tensor slice", t->name, t->ndim);
     return v->count && v->width && v->height ? 0 : hv_fail(e, HV_EINPUT, "%s: nothing to draw: empty", t->name);
@@ -139,11 +128,6 @@ static void find_range(struct view *v)
     v->max = lo >= 0 && hi <= 1 ? 1 : hi;
 }
 
-static uint8_t level(double x)
-{
-    return isnan(x) || x <= 0 ? 0 : x >= 1 ? 255 : (uint8_t)(x * 255 + 0.5);
-}
-
 static void draw_tile(struct hv_image *im, const struct view *v, int64_t tile, int64_t left, int64_t top, int64_t zoom)
 {
     for (int64_t y = 0; y < v->height; y++)
@@ -153,7 +137,7 @@ static void draw_tile(struct hv_image *im, const struct view *v, int64_t tile, i
             for (int64_t k = 0; k < zoom * zoom; k++) {
                 uint8_t *p = im->rgb + ((top + y * zoom + k / zoom) * im->width + left + x * zoom + k % zoom) * 3;
                 for (int c = 0; c < 3; c++)
-                    p[c] = level(rgb[c]);
+                    p[c] = hv_preview_level(rgb[c]);
             }
         }
 }
@@ -228,6 +212,8 @@ int cmd_preview(int argc, char **argv, struct hv_err *e)
             memmove(t.shape, t.shape + 1, (size_t)(t.ndim - 1) * sizeof *t.shape);
         v.t = &t;
         rc = choose(&v, e);
+        if (!rc && v.paint == paint_latents)
+            rc = hv_preview_map(&v.map, o.c.model, t.shape[0], e);
     }
     if (!rc) {
         find_range(&v);
