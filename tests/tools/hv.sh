@@ -59,8 +59,8 @@ cmp -s a/latent.st b/latent.st; [ $? = 1 ]; ok $? "and the latents differ"
 
 # shellcheck disable=SC2086
 hv -n "my face.png" s.wav -p "it's a person" -o c.mp4 --keep c $opts --device cpu --vram 1G >cmds && mkdir c && sh cmds
-grep '^hv-text ' cmds | grep -q -- '--device cpu --vram 1G' && grep '^hv-denoise ' cmds | grep -q -- '--device cpu --vram 1G'
-ok $? "--device and --vram reach hv-text and hv-denoise"
+[ "$(grep -E '^hv-(text|encode|denoise|decode) ' cmds | grep -c -- '--device cpu --vram 1G')" = 4 ]
+ok $? "--device and --vram reach every stage that may compute there"
 same c/latent.st b/latent.st "-n prints commands that do the same"
 
 status 2 "no prompt" hv "my face.png" s.wav -o x.mp4
