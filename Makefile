@@ -190,6 +190,7 @@ golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
 bench: all $(BENCH_BIN) $(HELP_BIN) ## time operations and stages against OpenBLAS in the same run
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/bench/run.sh
 
+# A file of weights may ask for 64 MiB more than it has; a picture of a few bytes for all that a picture may have.
 # With clang: libFuzzer and the sanitizers, on objects of their own, whose loops are the scalar ones. Without: our own mutations (use SAN=address,undefined).
 CLANG    ?= $(shell command -v clang 2>/dev/null)
 FUZZ     ?= $(FUZZ_SRC:tests/fuzz/fuzz_%.c=%)
@@ -215,7 +216,7 @@ $(LF_BIN): $(LF)/fuzz_%: $(LF)/tests/fuzz/fuzz_%.o $(LF)/libhv.a
 ifneq ($(CLANG),)
 fuzz: $(LF_BIN) ## fuzz for FUZZ_SECONDS (60) a target, or only those of FUZZ="pt gguf"; libFuzzer with clang
 	$(Q)for t in $(FUZZ); do mkdir -p $(LF)/found/$$t && echo "== $$t" && $(LF)/fuzz_$$t -max_total_time=$${FUZZ_SECONDS:-60} -timeout=1 \
-	    -malloc_limit_mb=65 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(LF)/ $(LF)/found/$$t tests/fuzz/corpus/$$t || exit 1; done
+	    -malloc_limit_mb=$$(case $$t in image) echo 1100 ;; *) echo 65 ;; esac) -print_final_stats=1 -verbosity=0 -artifact_prefix=$(LF)/ $(LF)/found/$$t tests/fuzz/corpus/$$t || exit 1; done
 else
 fuzz: $(FUZZ_BIN)
 	$(Q)for t in $(FUZZ); do $(BUILD)/tests/fuzz/fuzz_$$t --seconds $${FUZZ_SECONDS:-60} tests/fuzz/corpus/$$t || exit 1; done
