@@ -289,10 +289,10 @@ conv_wgmma_kernel(const __grid_constant__ struct conv_product p, const __grid_co
     }
     __syncthreads();
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 72;");
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
         fetch<ALONG>(p, s, pixels, bar);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 216;");
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
         multiply<T, ALONG>(p, s, pixels, bar);
     }
 #endif

@@ -2,8 +2,8 @@
 # The build's own report on the CUDA kernels: which were compiled for which architecture, and that no hot kernel spills registers.
 # BUILD: the build folder. Without a CUDA build there is nothing to read.
 : "${BUILD:=build}"
-# Hot: what a forward of the transformer spends its time in.
-hot='flash|sage|fused|norm|rope|gated|dequant'
+# Hot: what the transformer and the VAE spend their time in.
+hot='flash|sage|fused|norm|rope|gated|dequant|conv_wgmma|conv_mma|sum_parts'
 n=0
 bad=0
 report() {
