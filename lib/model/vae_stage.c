@@ -106,7 +106,7 @@ static void add_row(struct hv_plan *to, const struct hv_plan_row *r)
     hv_plan_add(to, r->name, r->view.dtype, r->phases, r->view.ndim, r->view.shape);
 }
 
-int vae_stage_print(const struct vae_stage *s, struct hv_plan *device, struct hv_plan *host, int json, struct hv_err *e)
+int vae_stage_print(const struct vae_stage *s, struct hv_plan *device, struct hv_plan *host, int json, FILE *f, struct hv_err *e)
 {
     void (*const print)(const struct hv_plan *, const struct hv_dev *, FILE *) = json ? hv_plan_print_json : hv_plan_print;
 
@@ -118,15 +118,15 @@ int vae_stage_print(const struct vae_stage *s, struct hv_plan *device, struct hv
     if (hv_plan_place(device, e) || hv_plan_place(host, e))
         return e->code;
     if (!s->context) {
-        print(device, s->dev, stdout);
+        print(device, s->dev, f);
         return 0;
     }
-    printf(json ? "{\"keep\": \"%s\", \"device\": " : "device (of the last level: %s)\n", vae_keep_name((int)s->opts.keep));
-    print(device, s->dev, stdout);
-    printf(json ? ", \"host\": " : "host\n");
-    print(host, NULL, stdout);
+    fprintf(f, json ? "{\"keep\": \"%s\", \"device\": " : "device (of the last level: %s)\n", vae_keep_name((int)s->opts.keep));
+    print(device, s->dev, f);
+    fprintf(f, json ? ", \"host\": " : "host\n");
+    print(host, NULL, f);
     if (json)
-        printf("}\n");
+        fprintf(f, "}\n");
     return 0;
 }
 

@@ -7,6 +7,8 @@
 #ifndef HV_VAE_STAGE_H
 #define HV_VAE_STAGE_H
 
+#include <stdio.h>
+
 #include "mem/budget.h"
 #include "model/vae.h"
 
@@ -39,7 +41,8 @@ void vae_stage_close(struct vae_stage *s);
 
 /* Prints the plan of the device and the rows of the host: on the cpu as one table, for a GPU, which has the context for a row, as
  * two (json: an object with both). */
-int vae_stage_print(const struct vae_stage *s, struct hv_plan *device, struct hv_plan *host, int json, struct hv_err *e);
+int vae_stage_print(const struct vae_stage *s, struct hv_plan *device, struct hv_plan *host, int json, FILE *f,
+                    struct hv_err *e);
 
 /* Prints, where the user wants to hear it: what is kept, memory as it was predicted and as it was. */
 void vae_stage_say(const struct vae_stage *s, const struct hv_cli *cli);

@@ -237,7 +237,7 @@ static int print_plan(struct job *j, struct hv_err *e)
                 (int64_t[]){o.kind == HV_VIDEO_ST ? j->frames : 1, 8 * j->spec.h, 8 * j->spec.w, 3});
     if (o.kind == HV_VIDEO_Y4M || o.kind == HV_VIDEO_MP4)
         hv_plan_add(&host, "host.yuv", HV_U8, UINT32_MAX, 3, (int64_t[]){3, 8 * j->spec.h, 8 * j->spec.w});
-    return vae_stage_print(&j->stage, &p, &host, *o.plan != 0, e);
+    return vae_stage_print(&j->stage, &p, &host, *o.plan != 0, stdout, e);
 }
 
 static int open_video(struct job *j, struct hv_err *e)

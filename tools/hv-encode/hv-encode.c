@@ -136,7 +136,7 @@ static int print_plan(struct job *j, struct hv_err *e)
     hv_plan_add(&host, "host.picture", HV_F32, UINT32_MAX, 4, n);
     hv_plan_add(&host, "host.moments", HV_F32, UINT32_MAX, 1, (int64_t[]){2 * cells * C});
     hv_plan_add(&host, "host.latents", HV_F32, UINT32_MAX, 1, (int64_t[]){(o.seed >= 0 ? 2 : 1) * FRAMES * cells * C});
-    return vae_stage_print(&j->stage, &p, &host, *o.plan != 0, e);
+    return vae_stage_print(&j->stage, &p, &host, *o.plan != 0, stdout, e);
 }
 
 static int compute(struct job *j, struct hv_err *e)
