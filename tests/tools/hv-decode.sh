@@ -103,6 +103,15 @@ status 2 "mp4 on the standard output" hv-decode -q lat.st -f mp4
 status 2 "sound without mp4" hv-decode -q lat.st --sound "a b'c.wav" -o x.rgb
 for t in 256 256/ /64 100/64 256/10 256/64x 0/16; do status 2 "--tile $t" hv-decode -q lat.st --tile $t -o x.rgb; done
 status 2 "--crf 52" hv-decode -q lat.st --crf 52 -o x.mp4
+for keep in all outputs nothing; do hv-decode -q -f rgb --keep $keep lat.st >k.rgb; same k.rgb v.rgb "--keep $keep: the same frames"; done
+status 2 "--keep of nothing known" hv-decode -q --keep some lat.st -o x.rgb
+status 2 "half precision on the cpu" hv-decode -q --dtype f16 lat.st -o x.rgb
+status 2 "--dtype of nothing known" hv-decode -q --dtype f8 --device cuda --plan lat.st
+hv-decode -q --device cuda --plan lat.st >plan.txt; grep -q '^device (of the last level: all)' plan.txt && grep -q '^context ' plan.txt && grep -q '^host$' plan.txt
+ok $? "--plan for a GPU, without one: device and host"
+hv-decode -q --device cuda --keep nothing --plan=json lat.st | jq -e '.keep == "nothing" and .device.peak_bytes > 5e8 and .host.peak_bytes > 1e4' >/dev/null
+ok $? "and as JSON"
+status 5 "a budget below the context" hv-decode -q --device cuda --vram 100M --plan lat.st
 status 5 "a budget that is too small" hv-decode -q lat.st --vram 64K -o x.rgb
 for f in rgb y4m st; do status 4 "a full disk, $f" hv-decode -q lat.st -f $f -o /dev/full; done
 [ -c /dev/full ]; ok $? "/dev/full is still a device"
