@@ -191,6 +191,13 @@ else
     sed 's/^/# /' "$dir/log"
 fi
 
+# What is kept of the decoder's last level must not be seen, nor may windows.
+for keep in all outputs nothing; do
+    logged hv-decode -q --device "$DEVICE" --keep $keep -f rgb -o "$dir/$keep.rgb" "$dir/cpu/latent.st"
+    result $? "hv-decode --keep $keep: $(head -n 1 "$dir/log")"
+    [ $keep = all ] || same "--keep $keep: the same frames" "$dir/all.rgb" "$dir/$keep.rgb"
+done
+
 files="$dir/cpu/text.st $dir/cpu/audio.st $dir/cpu/face.st $dir/cpu/ref.st"
 denoise() {     # device, name, options...
     denoise_device=$1 denoise_name=$2
