@@ -27,7 +27,7 @@ class Weight(nn.Module):
 
 
 class Causal(nn.Module):
-    """CausalConv3d: replicated edges, two frames in front. `flat` on: one frame, whose past is itself."""
+    """CausalConv3d: replicated edges, two frames in front; a single frame is its own past."""
 
     def __init__(self, ci, co, k=3, stride=(1, 1, 1)):
         super().__init__()
@@ -45,7 +45,7 @@ class Causal(nn.Module):
 
 
 def norm_silu(norm, x):
-    return F.silu(F.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps))
+    return F.silu(F.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps)).to(x.dtype)
 
 
 class Resnet(nn.Module):
