@@ -530,14 +530,15 @@ class Transformer(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution whose batch norm is folded into it, then SiLU."""
+    """A convolution, its batch norm where there is one (`normed`, in training; `folded` afterwards), SiLU."""
 
     def __init__(self, i, o, k=1, s=1):
         super().__init__()
-        self.conv = nn.Conv2d(i, o, k, s, k // 2)
+        self.conv, self.bn = nn.Conv2d(i, o, k, s, k // 2), None
 
     def forward(self, x):
-        return F.silu(self.conv(x))
+        x = self.conv(x)
+        return F.silu(x if self.bn is None else self.bn(x))
 
 
 class Bottleneck(nn.Module):
@@ -600,6 +601,25 @@ class Face(nn.Module):
                  else Spp(ci, o, l["k"]) if op == "spp" else Heads([out[j] for j in src]) if op == "detect" else nn.Identity())
             self.model.append(m)
             out.append(o)
+
+    def normed(self):
+        """With a batch norm behind every convolution but the heads: without, it learns several times slower."""
+        for m in self.modules():
+            if isinstance(m, Conv):
+                m.bn = nn.BatchNorm2d(m.conv.out_channels, momentum=0.03).to(m.conv.weight.device)
+                m.bn.num_batches_tracked = None         # a count has no running mean
+        return self
+
+    @torch.no_grad()
+    def folded(self):
+        """The norms become part of the convolutions, as in the product's folders."""
+        for m in self.modules():
+            if isinstance(m, Conv) and m.bn is not None:
+                a = m.bn.weight / (m.bn.running_var + m.bn.eps).sqrt()
+                m.conv.weight.mul_(a[:, None, None, None])
+                m.conv.bias.copy_((m.conv.bias - m.bn.running_mean) * a + m.bn.bias)
+                m.bn = None
+        return self
 
     def forward(self, x):
         """[B, 3, H, W] in 0..1 -> raw heads, a list of [B, 3, 16, ny, nx]."""

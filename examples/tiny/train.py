@@ -67,7 +67,7 @@ class Stage:
         self.opt = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=run.cuda)
         self.ema = {k: Ema(n) for k, n in nets.items()}
         self.step, self.spent, self.done, self.extra = 0, 0.0, False, {}
-        self.limit = run.o.minutes * 60 * SHARE[name]
+        self.limit = run.o.minutes * 60 * SHARE[name] / sum(SHARE[k] for k in run.o.only)
         self.steps = run.o.steps.get(name)
         if os.path.exists(self.path):
             s = torch.load(self.path, map_location=run.device, weights_only=True)
@@ -161,7 +161,7 @@ class Run:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.enable_cudnn_sdp(False)     # it plans anew for every number of text rows
-        if not self.cuda:
+        if not self.cuda and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(2)
         os.makedirs(o.out, exist_ok=True)
         d = np.load(os.path.join(o.out, "corpus.npz"))
@@ -515,9 +515,9 @@ class Run:
         with torch.no_grad():
             for h in self.face.model[-1].m:
                 h.bias.view(3, 16)[:, 4] = -4.0
-        s = Stage(self, "face", {"face": self.face}, lr=2e-3)
+        s = Stage(self, "face", {"face": self.face.normed()}, lr=3e-3)
         while s.going():
-            x, box, marks, there = self.faces_batch(8 if self.o.smoke else 128)
+            x, box, marks, there = self.faces_batch(8 if self.o.smoke else 128 if self.cuda else 32)
             with self.half():
                 heads = [h.float() for h in self.face(x)]
             centre, wh = (box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]
@@ -529,7 +529,7 @@ class Run:
                 g = torch.stack(torch.meshgrid(torch.arange(nx), torch.arange(ny), indexing="xy")).to(t)      # [2, ny, nx]
                 ratio = wh[:, None] / a[None]
                 fits = (torch.maximum(ratio, 1 / ratio).amax(-1) < 2.5) & (there[:, None] > 0)                # [B, 3]
-                near = ((g[None] + 0.5) * stride - centre[:, :, None, None]).abs().amax(1) <= stride          # the cell and its neighbours
+                near = ((g[None] + 0.5) * stride - centre[:, :, None, None]).abs().amax(1) <= 0.9 * stride    # what the offsets reach
                 pos = fits[:, :, None, None] & near[:, None]
                 obj = obj + F.binary_cross_entropy_with_logits(t[:, :, 4], pos.float()) * (4 if stride == 8 else 1)
                 b, k, gy, gx = pos.nonzero(as_tuple=True)
@@ -548,8 +548,9 @@ class Run:
             loss.backward()
             s.learn(loss, {"loss": loss, "objects": obj, "box": bx / max(1, count)})
         s.finish()
+        self.face.folded()
         keep, self.g = self.g, torch.Generator().manual_seed(902)
-        found, wrong, least = 0, 0, 1.0
+        found, wrong, ious = 0, 0, []
         with torch.no_grad():
             x, box, _, there = self.faces_batch(200)
             rows = self.face.decode(self.face(x))
@@ -564,15 +565,17 @@ class Run:
                 inter = (torch.minimum(xy + size / 2, box[i, 2:]) - torch.maximum(xy - size / 2, box[i, :2])).clamp(min=0).prod()
                 iou = float(inter / (size.prod() + (box[i, 2:] - box[i, :2]).prod() - inter)) if hit else 0.0
                 found += hit
-                least = min(least, iou)
-        say("face: %d of %d found, least IoU %.2f; %d in %d pictures without a face" % (found, int(there.sum()), least, wrong, int((1 - there).sum())))
+                ious.append(iou)
+        say("face: %d of %d found, IoU mean %.3f, least %.2f; %d in %d pictures without a face" % (
+            found, int(there.sum()), np.mean(ious), min(ious), wrong, int((1 - there).sum())))
         self.g = keep
 
     # ---- the folder ----
 
     def export(self):
         out = os.path.join(self.o.out, "model")
-        for part, net in zip(PARTS, (self.vae, self.dit, self.audio, self.face)):
+        made = {"vae": [("vae", self.vae)], "talk": [("transformer", self.dit), ("audio_encoder", self.audio)], "face": [("face_detector", self.face)]}
+        for part, net in [x for name in self.o.only for x in made[name]]:
             folder = os.path.join(out, part)
             os.makedirs(folder, exist_ok=True)
             cfg = config(part)
@@ -642,7 +645,7 @@ def train(o):
     run = Run(o)
     say("device: %s; %d utterances; text: %s" % (torch.cuda.get_device_name() if run.cuda else "CPU", len(run.said), "encoder" if run.text else "none"))
     began = time.time()
-    for name in ("vae", "talk", "face"):
+    for name in o.only:
         getattr(run, "train_" + name)()
     run.export()
     say("trained in %.0f s" % (time.time() - began))
@@ -683,14 +686,16 @@ def main():
     a.add_argument("what", choices=["all", "prepare", "train", "check", "ship"])
     a.add_argument("model", nargs="?", help="ship: the folder to make")
     a.add_argument("--out", default="build/tiny"), a.add_argument("--bin", default="build/bin")
-    a.add_argument("--minutes", type=float, default=9.0, help="time of the three trainings together (default: 9)")
+    a.add_argument("--minutes", type=float, default=15.0, help="time of the three trainings together (default: 15)")
     a.add_argument("--steps", default="", help="VAE,TALK,FACE: numbers of steps instead of time")
     a.add_argument("--seed", type=int, default=1)
     a.add_argument("--smoke", action="store_true"), a.add_argument("--cpu", action="store_true"), a.add_argument("--force", action="store_true")
     a.add_argument("--compile", action="store_true", help="compile the transformer with torch.compile")
     a.add_argument("--again", default="", help="stages that go on for --minutes more, e.g. vae")
+    a.add_argument("--only", default="vae,talk,face", help="train these stages alone; --minutes is theirs; the face detector needs none of the others")
     a.add_argument("--parts", type=int, default=0, metavar="MB", help="also the model folder as a tar file in parts")
     o = a.parse_intermixed_args()
+    o.only = o.only.split(",")
     o.steps = {k: int(v) for k, v in zip(("vae", "talk", "face"), o.steps.split(",")) if v}
     if o.smoke:
         o.minutes = min(o.minutes, 0.6)
