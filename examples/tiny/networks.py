@@ -529,6 +529,17 @@ class Transformer(nn.Module):
 # ---- face detector (lib/model/face.h) ------------------------------------------------------------------------------------
 
 
+class Norm(nn.BatchNorm2d):
+    """Without the count of batches: the mean of the weights is taken over all that a state holds."""
+
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        self.num_batches_tracked = None
+
+    def _load_from_state_dict(self, *args):
+        nn.Module._load_from_state_dict(self, *args)    # BatchNorm's would want the count
+
+
 class Conv(nn.Module):
     """A convolution, its batch norm where there is one (`normed`, in training; `folded` afterwards), SiLU."""
 
@@ -606,8 +617,7 @@ class Face(nn.Module):
         """With a batch norm behind every convolution but the heads: without, it learns several times slower."""
         for m in self.modules():
             if isinstance(m, Conv):
-                m.bn = nn.BatchNorm2d(m.conv.out_channels, momentum=0.03).to(m.conv.weight.device)
-                m.bn.num_batches_tracked = None         # a count has no running mean
+                m.bn = Norm(m.conv.out_channels, momentum=0.03).to(m.conv.weight.device)
         return self
 
     @torch.no_grad()
