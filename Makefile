@@ -165,7 +165,7 @@ GOLDEN ?= tests/golden
 
 deps: $(BUILD)/deps ## install the libraries and programs that are missing
 
-demo: all ## build, render the example portrait with a synthetic tiny model, say where the MP4 is
+demo: all ## build, let a cartoon portrait speak with the tiny model of examples/tiny, say where the MP4 is
 	$(Q)BIN=$(abspath $(BUILD)/bin) OUT=$(BUILD)/demo examples/demo.sh
 
 test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) $(HELP_BIN) $(LIPSYNC) ## build and run every test; the last line counts them
@@ -173,8 +173,14 @@ test: all $(UNIT_BIN) $(GOLD_BIN) $(FUZZ_BIN) $(HELP_BIN) $(LIPSYNC) ## build an
 
 check: test ## the same
 
-lipsync: all $(LIPSYNC) ## with MODEL=DIR: do the mouths of held-out portraits follow held-out voices?
+lipsync: all $(LIPSYNC) ## do the mouths of held-out portraits follow held-out voices? MODEL=DIR: with another model
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) MODEL=$(MODEL) tests/lipsync/lipsync.sh
+
+faces: all ## does the detector find held-out faces, and none where there are none? MODEL=DIR
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) MODEL=$(MODEL) tests/lipsync/faces.sh
+
+compare: all $(LIPSYNC) ## one clip with other weights, caches, steps: how far apart? F32=DIR: the model in f32
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) MODEL=$(MODEL) F32=$(F32) tests/lipsync/compare.sh
 
 test-gpu: all $(UNIT_BIN) $(GOLD_BIN) $(GPU_BIN) ## what needs a GPU: operations, goldens, programs, compute-sanitizer
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/run.sh
@@ -243,4 +249,4 @@ clean: ## remove $(BUILD)
 help: ## this list
 	@sed -n 's/^\([a-z_.-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 30
 
-.PHONY: all deps demo test test-gpu check lipsync golden bench bench-gpu fuzz install uninstall clean help FORCE
+.PHONY: all deps demo test test-gpu check lipsync faces compare golden bench bench-gpu fuzz install uninstall clean help FORCE

@@ -5,6 +5,7 @@
     cartoons.py prompts OUT.tsv                               number, style and text of the prompts that training uses
     cartoons.py picture SEED OUT.png                          a portrait; prints the boxes of head and mouth
     cartoons.py clip SEED SOUND OUT.st [--style smiling]      the portrait saying the sound, as hv-decode -f st writes it
+    cartoons.py backgrounds OUT.png                           twenty pictures without a face, five by four
     cartoons.py truth DIR                                     the clips of examples/heldout as they should be, for TRUTH=DIR make lipsync
 
 A face is a table of numbers (`faces`), a frame of it another (`pose`); `draw` paints both with anti-aliased ellipses. What a
@@ -433,6 +434,7 @@ def main():
     c = sub.add_parser("clip")
     c.add_argument("seed", type=int), c.add_argument("sound"), c.add_argument("out"), c.add_argument("--style", choices=STYLES, default="neutral")
     sub.add_parser("truth").add_argument("out")
+    sub.add_parser("backgrounds").add_argument("out")
     c = sub.add_parser("say")
     c.add_argument("voice"), c.add_argument("speed", type=int), c.add_argument("pitch", type=int), c.add_argument("text"), c.add_argument("out")
     o = a.parse_args()
@@ -474,6 +476,11 @@ def main():
             write_video(os.path.join(o.out, "clip%s.st" % name), clip_of(9000 + int(name), read_sound(os.path.join(held, sound + ".flac"))))
         write_video(os.path.join(o.out, "silence.st"), clip_of(9001, np.zeros(4 * RATE, np.float32)))
         write_video(os.path.join(o.out, "long.st"), clip_of(9001, read_sound(os.path.join(held, "..", "speech-long.flac"))))
+    elif o.what == "backgrounds":
+        f = faces(20, torch.Generator().manual_seed(9300), (0.5, 1.3))
+        f["face"] = torch.zeros(20)
+        x = bytes_of(draw(f, pose(f, torch.zeros(20))))
+        write_png(o.out, np.ascontiguousarray(x.reshape(4, 5, SIZE, SIZE, 3).swapaxes(1, 2).reshape(4 * SIZE, 5 * SIZE, 3)))
     elif o.what == "say":
         write_wav(o.out, espeak(o.text, o.voice, o.speed, o.pitch))
 

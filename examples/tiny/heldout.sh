@@ -29,6 +29,7 @@ for i in $(seq 1 24); do
     sound=$(((i - 1) % 8 + 1))
     printf '%d\t%s\t%s\t%d\t%d\n' "$i" "${boxes% *}" "${boxes#* }" $sound $(((sound + 2 + i / 8) % 8 + 1)) >>"$out/clips.tsv"
 done
+"$py" cartoons.py backgrounds "$out/backgrounds.png"
 i=0
 for seed in 9107 9112 9121; do
     i=$((i + 1))

@@ -27,7 +27,7 @@ class Weight(nn.Module):
 
 
 class Causal(nn.Module):
-    """CausalConv3d: replicated edges, two frames in front. `flat` on: one frame, whose past is itself."""
+    """CausalConv3d: replicated edges, two frames in front; a single frame is its own past."""
 
     def __init__(self, ci, co, k=3, stride=(1, 1, 1)):
         super().__init__()
@@ -45,7 +45,7 @@ class Causal(nn.Module):
 
 
 def norm_silu(norm, x):
-    return F.silu(F.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps))
+    return F.silu(F.group_norm(x.float(), norm.num_groups, norm.weight, norm.bias, norm.eps)).to(x.dtype)
 
 
 class Resnet(nn.Module):
@@ -529,15 +529,27 @@ class Transformer(nn.Module):
 # ---- face detector (lib/model/face.h) ------------------------------------------------------------------------------------
 
 
+class Norm(nn.BatchNorm2d):
+    """Without the count of batches: the mean of the weights is taken over all that a state holds."""
+
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        self.num_batches_tracked = None
+
+    def _load_from_state_dict(self, *args):
+        nn.Module._load_from_state_dict(self, *args)    # BatchNorm's would want the count
+
+
 class Conv(nn.Module):
-    """A convolution whose batch norm is folded into it, then SiLU."""
+    """A convolution, its batch norm where there is one (`normed`, in training; `folded` afterwards), SiLU."""
 
     def __init__(self, i, o, k=1, s=1):
         super().__init__()
-        self.conv = nn.Conv2d(i, o, k, s, k // 2)
+        self.conv, self.bn = nn.Conv2d(i, o, k, s, k // 2), None
 
     def forward(self, x):
-        return F.silu(self.conv(x))
+        x = self.conv(x)
+        return F.silu(x if self.bn is None else self.bn(x))
 
 
 class Bottleneck(nn.Module):
@@ -600,6 +612,24 @@ class Face(nn.Module):
                  else Spp(ci, o, l["k"]) if op == "spp" else Heads([out[j] for j in src]) if op == "detect" else nn.Identity())
             self.model.append(m)
             out.append(o)
+
+    def normed(self):
+        """With a batch norm behind every convolution but the heads: without, it learns several times slower."""
+        for m in self.modules():
+            if isinstance(m, Conv):
+                m.bn = Norm(m.conv.out_channels, momentum=0.03).to(m.conv.weight.device)
+        return self
+
+    @torch.no_grad()
+    def folded(self):
+        """The norms become part of the convolutions, as in the product's folders."""
+        for m in self.modules():
+            if isinstance(m, Conv) and m.bn is not None:
+                a = m.bn.weight / (m.bn.running_var + m.bn.eps).sqrt()
+                m.conv.weight.mul_(a[:, None, None, None])
+                m.conv.bias.copy_((m.conv.bias - m.bn.running_mean) * a + m.bn.bias)
+                m.bn = None
+        return self
 
     def forward(self, x):
         """[B, 3, H, W] in 0..1 -> raw heads, a list of [B, 3, 16, ny, nx]."""
