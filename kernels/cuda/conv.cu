@@ -13,8 +13,6 @@
  * Error: that of an f32 sum of Ci*kt*kh*kw terms, and one rounding. */
 #include "kernels/cuda/conv.cuh"
 
-#include <string.h>
-
 struct conv {
     void        *y;
     const void  *x, *w, *residual;
@@ -304,49 +302,6 @@ static int product_of(struct hv_dev *d, struct conv_product *product, const stru
 
 /* ---- trust ---- */
 
-__global__ static void __launch_bounds__(256) noise_kernel(__half *h, __nv_bfloat16 *b, float *f, int n, float scale)
-{
-    const int i = blockIdx.x * 256 + threadIdx.x;
-    uint32_t k = (uint32_t)i * 2654435761u + 12345u;
-
-    k = (k ^ k >> 15) * 2246822519u;
-    const float v = ((float)(k >> 8) * 0x1p-23f - 1) * scale;
-    if (i >= n)
-        return;
-    if (h)
-        h[i] = __float2half_rn(v);
-    if (b)
-        b[i] = __float2bfloat16_rn(v);
-    if (f)
-        f[i] = v;
-}
-
-template <typename T> __global__ static void __launch_bounds__(256) differ_kernel(int *worst, const T *a, const T *b, int n)
-{
-    for (int i = threadIdx.x; i < n; i += 256) {
-        const float e = fabsf(to_float(a[i]) - to_float(b[i]));
-        atomicMax(worst, e == e ? __float_as_int(e) : INT32_MAX);
-    }
-}
-
-static hv_tensor piece(char **at, hv_dtype t, int ndim, const int64_t *shape)
-{
-    hv_tensor v = hv_view(*at, t, ndim, shape);
-
-    v.dev = HV_CUDA;
-    *at += (hv_nbytes(v) + 1023) / 1024 * 1024;
-    return v;
-}
-
-static void noise(struct hv_dev *d, hv_tensor v, float scale)
-{
-    const int n = (int)hv_count(v);
-
-    noise_kernel<<<(n + 255) / 256, 256, 0, cuda_stream(d)>>>(v.dtype == HV_F16 ? (__half *)v.data : NULL,
-                                                             v.dtype == HV_BF16 ? (__nv_bfloat16 *)v.data : NULL,
-                                                             v.dtype == HV_F32 ? (float *)v.data : NULL, n, scale);
-}
-
 static struct conv conv_of(hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, const struct hv_conv *how);
 
 #define TRUST_AT    (4 << 20)           /* bytes of the scratch for packed weights, then for the operands */
@@ -358,7 +313,7 @@ static struct conv conv_of(hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias
 static int is_trusted(struct hv_dev *d, hv_dtype type, int64_t width)
 {
     static int known[2][2];
-    int *k = &known[type == HV_F16][width % 64 == 0], worst = INT32_MAX;
+    int *k = &known[type == HV_F16][width % 64 == 0];
     const int64_t W = width % 64 ? 32 : 64, xs[4] = {4, 3, W, 72}, ys[4] = {2, 3, W, 136}, ws[5] = {136, 72, 3, 3, 3};
     struct hv_conv how = {};
     struct conv_product c;
@@ -367,29 +322,18 @@ static int is_trusted(struct hv_dev *d, hv_dtype type, int64_t width)
         return *k > 0;
     *k = -1;
     char *at = (char *)d->scratch.data + TRUST_AT;
-    const hv_tensor x = piece(&at, type, 4, xs), w = piece(&at, type, 5, ws), bias = piece(&at, HV_F32, 1, ws);
-    const hv_tensor a = piece(&at, type, 4, ys), b = piece(&at, type, 4, ys), most = piece(&at, HV_F32, 1, xs);
+    const hv_tensor x = cuda_piece(&at, type, 4, xs), w = cuda_piece(&at, type, 5, ws), bias = cuda_piece(&at, HV_F32, 1, ws);
+    const hv_tensor a = cuda_piece(&at, type, 4, ys), b = cuda_piece(&at, type, 4, ys);
     how.pad = HV_PAD_REPLICATE;
-    noise(d, x, 1);
-    noise(d, w, 1.0f / 32);
-    noise(d, bias, 0.5f);
-    noise(d, b, 8);                     /* what is left out differs */
-    cudaMemsetAsync(most.data, 0, sizeof worst, cuda_stream(d));
+    cuda_noise(d, x, 1);
+    cuda_noise(d, w, 1.0f / 32);
+    cuda_noise(d, bias, 0.5f);
+    cuda_noise(d, b, 8);                /* what is left out differs */
     const struct conv p = conv_of(a, x, w, bias, &how), q = conv_of(b, x, w, bias, &how);
     if (product_of(d, &c, &p, a, x, &how) || cuda_conv_mma(d, &c, type) || product_of(d, &c, &q, b, x, &how) ||
         cuda_conv_wgmma(d, &c, type))
         return 0;
-    if (type == HV_F16)
-        differ_kernel<<<1, 256, 0, cuda_stream(d)>>>((int *)most.data, (const __half *)a.data, (const __half *)b.data, (int)hv_count(a));
-    else
-        differ_kernel<<<1, 256, 0, cuda_stream(d)>>>((int *)most.data, (const __nv_bfloat16 *)a.data, (const __nv_bfloat16 *)b.data,
-                                                     (int)hv_count(a));
-    cudaMemcpyAsync(&worst, most.data, sizeof worst, cudaMemcpyDeviceToHost, cuda_stream(d));
-    if (cuda_failed(d, cudaStreamSynchronize(cuda_stream(d)), "conv"))
-        return 0;
-    float e;
-    memcpy(&e, &worst, sizeof e);
-    *k = e <= (type == HV_F16 ? 2e-3f : 1.6e-2f) ? 1 : -1;      /* of results of about 1: a few ulp */
+    *k = cuda_difference(d, a, b, at) <= (type == HV_F16 ? 2e-3f : 1.6e-2f) ? 1 : -1;   /* of results of about 1: a few ulp */
     return *k > 0;
 }
 

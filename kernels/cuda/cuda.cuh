@@ -116,6 +116,12 @@ int cuda_linear_wide(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w);
 /* y = x w^T with w I8 or F8_E4M3 as stored, widened in registers: gemm_fused.cu. 0, or 1 when it does not take the case. */
 int cuda_linear_fused(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, enum hv_act act);
 
+/* trust.cu. piece: a contiguous tensor at *at, which moves on; noise: values of -scale..scale; difference: the largest, NaN and
+ * failures as infinity, with 4 bytes of room. */
+hv_tensor cuda_piece(char **at, hv_dtype t, int ndim, const int64_t *shape);
+void  cuda_noise(struct hv_dev *d, hv_tensor v, float scale);
+float cuda_difference(struct hv_dev *d, hv_tensor a, hv_tensor b, void *room);
+
 /* ---- the table's entries ---- */
 
 void cuda_upload(struct hv_dev *d, hv_tensor dst, hv_tensor src);

@@ -237,7 +237,7 @@ size_t hv_attention_scratch(enum hv_attention kind, int64_t rows, int64_t kv_row
 
     if (width > 128 && heads == 1 && rows > 0 && kind != HV_ATT_MATH) {
         const size_t keys = ((size_t)kv_rows + 7) / 8 * 8, block = rows < HV_ATT_ROWS ? (size_t)rows : HV_ATT_ROWS;
-        return keys * (block * 6 + (size_t)width * 2) + 3 * 256;
+        return keys * (block * 6 + (size_t)width * 2) + 3 * 256 + HV_ATT_TRIAL;
     }
     if (!operands || width != 128 || rows <= 0)
         return 0;

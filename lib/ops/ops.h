@@ -73,7 +73,8 @@ struct hv_attn {
 
 /* Bytes that a back end needs beside q, k, v and o. Needs no device. kv_rows: Lk. One head wider than 128 goes without them too,
  * slowly. */
-#define HV_ATT_ROWS 1024                /* queries of such a head at a time */
+#define HV_ATT_ROWS  1024               /* queries of such a head at a time */
+#define HV_ATT_TRIAL ((size_t)2 << 20)  /* room in which a GPU tries the quick way once */
 size_t hv_attention_scratch(enum hv_attention kind, int64_t rows, int64_t kv_rows, int heads, int64_t width);
 
 /* o = softmax(scale q k^T) v per head: q, o [Lq, H*D], k, v [Lk, kv_heads*D]. o may equal q (but for HV_ATT_CUDNN, which then
