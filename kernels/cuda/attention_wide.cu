@@ -143,6 +143,7 @@ static int is_trusted(struct hv_dev *d, hv_dtype type, const struct hv_attn *giv
         return *to > 0;
     *to = -1;
     a.step = 64, a.offset = 0, a.scale = 0.05f;
+    a.key_mask.dtype = HV_NONE;         /* one call with a mask does not decide for those without */
     a.scratch = cuda_piece(&at, HV_BYTES, 1, &bytes);
     const hv_tensor q = cuda_piece(&at, type, 2, shape), k = cuda_piece(&at, type, 2, shape), v = cuda_piece(&at, type, 2, shape);
     const hv_tensor x = cuda_piece(&at, type, 2, shape), y = cuda_piece(&at, type, 2, shape);

@@ -2,7 +2,7 @@
  * and whatever a norm has to know of all frames is found by sending them through once more (vae.md section 8, plans C and D).
  *
  * Windows begin at odd frames, for an upsampled pair is made at once: the first has an odd number of frames, the others an even one. */
-#include <string.h>
+#include <stdio.h>
 
 #include "model/vae_net.h"
 
@@ -39,7 +39,6 @@ static int64_t take(int64_t *at, int64_t n)
 static int64_t carve(struct again *a, hv_tensor row, const struct vae_level *l, int n, int keep)
 {
     const int64_t cells = l->h * l->w, w = l->window;
-    const int64_t shape[4] = {w, l->h, l->w, 0};
     int64_t at = 0;
     const int64_t up = take(&at, w * cells * l->ci), h = take(&at, w * cells * l->co);
     const int64_t o = keep == VAE_KEEP_NOTHING ? take(&at, w * cells * l->co) : 0;
@@ -57,9 +56,7 @@ static int64_t carve(struct again *a, hv_tensor row, const struct vae_level *l, 
         }
     }
     if (a) {
-        int64_t s[4];
-        memcpy(s, shape, sizeof s);
-        s[3] = l->ci;
+        int64_t s[4] = {w, l->h, l->w, l->ci};
         a->up = hv_reshape(hv_rows(row, up, hv_shape_count(4, s)), 4, s);
         s[3] = l->co;
         a->h = hv_reshape(hv_rows(row, h, hv_shape_count(4, s)), 4, s);
@@ -79,19 +76,8 @@ int64_t vae_again_elements(const struct vae_level *l, int n, enum vae_keep keep)
 static hv_tensor upsampled(struct again *a, int64_t first, int64_t n)
 {
     const hv_tensor x = hv_rows(a->up, 0, n);
-    const hv_tensor w = vae_weight(a->v, a->sampler, "weight"), b = vae_weight(a->v, a->sampler, "bias");
-    const struct hv_conv p = {.up = {2, 2, 2}, .pad = HV_PAD_REPLICATE};
 
-    if (first) {
-        hv_conv(a->v->d, x, hv_rows(a->below, (first - 1) / 2, n / 2 + 1), w, b, &p);
-        return x;
-    }
-    hv_tensor twice = hv_rows(a->below, 0, 1);
-    twice.shape[0] = 2;
-    twice.stride[0] = 0;
-    hv_conv(a->v->d, hv_rows(x, 0, 1), twice, w, b, &p);
-    if (n > 1)
-        hv_conv(a->v->d, hv_rows(x, 1, n - 1), hv_rows(a->below, 0, (n - 1) / 2 + 1), w, b, &p);
+    vae_double(a->v, x, a->below, first, a->sampler, &(struct hv_conv){.up = {2, 2, 2}, .pad = HV_PAD_REPLICATE});
     return x;
 }
 
@@ -103,19 +89,13 @@ static hv_tensor window_of(struct vae *v, struct vae_source *s, hv_tensor x, int
     return vae_window(v, s, first, x.shape[0]);
 }
 
-static void conv(struct vae *v, hv_tensor y, hv_tensor x, const char *name, hv_tensor residual)
-{
-    hv_conv(v->d, y, x, vae_weight(v, name, "weight"), vae_weight(v, name, "bias"),
-            &(struct hv_conv){.pad = HV_PAD_REPLICATE, .residual = residual});
-}
-
 static hv_tensor hidden(struct again *a, int r, hv_tensor x, int64_t first)
 {
     char name[VAE_NAME + 16];
     const hv_tensor h = hv_rows(a->h, 0, x.shape[0]);
 
     snprintf(name, sizeof name, "%s.conv1.conv", a->unit[r].name);
-    conv(a->v, h, window_of(a->v, &a->unit[r].a, x, first), name, HV_NO);
+    vae_convolve(a->v, h, window_of(a->v, &a->unit[r].a, x, first), name, &(struct hv_conv){.pad = HV_PAD_REPLICATE});
     return h;
 }
 
@@ -131,28 +111,26 @@ static void output(struct again *a, int r, hv_tensor x, hv_tensor h, hv_tensor o
         hv_copy(a->v->d, o, x);
     }
     snprintf(name, sizeof name, "%s.conv2.conv", a->unit[r].name);
-    conv(a->v, o, window_of(a->v, &a->unit[r].b, h, first), name, o);
+    vae_convolve(a->v, o, window_of(a->v, &a->unit[r].b, h, first), name,
+                 &(struct hv_conv){.pad = HV_PAD_REPLICATE, .residual = o});
 }
 
 /* ---- passes ---- */
 
-/* Starts the frames at 0 again for the resnets from `r` on. */
-static void rewind_from(struct again *a, int r)
+/* Starts the frames of a resnet at 0 again. */
+static void rewind_one(struct again *a, int r)
 {
     const struct vae_level *l = a->l;
+    struct unit *u = &a->unit[r];
+    const int which = a->keep == VAE_KEEP_NOTHING ? 2 * r : 0;
+    const int64_t whole[4] = {l->t, l->h, l->w, r ? l->co : l->ci}, inner[4] = {l->t, l->h, l->w, l->co};
+    char name[VAE_NAME + 16];
 
-    for (; r < a->n; r++) {
-        struct unit *u = &a->unit[r];
-        const int which = a->keep == VAE_KEEP_NOTHING ? 2 * r : 0;
-        const int64_t whole[4] = {l->t, l->h, l->w, r ? l->co : l->ci}, inner[4] = {l->t, l->h, l->w, l->co};
-        char name[VAE_NAME + 16];
-
-        vae_name(u->name, "%s.resnets.%d", a->block, r);
-        snprintf(name, sizeof name, "%s.norm1", u->name);
-        u->a = vae_normed(a->v, hv_view(NULL, vae_act(&a->v->o), 4, whole), u->ring_a, name, which);
-        snprintf(name, sizeof name, "%s.norm2", u->name);
-        u->b = vae_normed(a->v, hv_view(NULL, vae_act(&a->v->o), 4, inner), u->ring_b, name, which + 1);
-    }
+    vae_name(u->name, "%s.resnets.%d", a->block, r);
+    snprintf(name, sizeof name, "%s.norm1", u->name);
+    u->a = vae_normed(a->v, hv_view(NULL, vae_act(&a->v->o), 4, whole), u->ring_a, name, which);
+    snprintf(name, sizeof name, "%s.norm2", u->name);
+    u->b = vae_normed(a->v, hv_view(NULL, vae_act(&a->v->o), 4, inner), u->ring_b, name, which + 1);
 }
 
 static int64_t length(const struct again *a, int64_t first)
@@ -165,7 +143,8 @@ static int64_t length(const struct again *a, int64_t first)
 /* NOTHING: sends all frames through as far as sums `which` are of; beyond the last: to the head. */
 static void pass(struct again *a, int which, struct vae_head *head)
 {
-    rewind_from(a, 0);
+    for (int r = 0; r < a->n; r++)
+        rewind_one(a, r);
     if (which <= 2 * a->n)
         vae_sum(a->v, which, HV_NO);
     for (int64_t first = 0, n; first < a->l->t; first += n) {
@@ -198,7 +177,7 @@ static void nothing(struct again *a, hv_tensor y)
 /* OUTPUTS: one resnet, its output over its input. sum: 1 its input, 2 its hidden tensor are summed up; 0: its output is made. */
 static void through(struct again *a, int r, int sum)
 {
-    rewind_from(a, r);
+    rewind_one(a, r);
     if (sum)
         vae_sum(a->v, sum - 1, HV_NO);
     for (int64_t first = 0, n; first < a->l->t; first += n) {

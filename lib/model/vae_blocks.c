@@ -125,14 +125,14 @@ struct vae_source vae_normed(struct vae *v, hv_tensor x, hv_tensor ring, const c
 
 /* ---- convolution, resnet ---- */
 
-static void conv(struct vae *v, hv_tensor y, hv_tensor x, const char *name, const struct hv_conv *p)
+void vae_convolve(struct vae *v, hv_tensor y, hv_tensor x, const char *name, const struct hv_conv *p)
 {
     hv_conv(v->d, y, x, vae_weight(v, name, "weight"), vae_weight(v, name, "bias"), p);
 }
 
 void vae_conv1(struct vae *v, hv_tensor y, hv_tensor x, const char *name)
 {
-    conv(v, y, x, name, &(struct hv_conv){.pad = HV_PAD_REPLICATE});
+    vae_convolve(v, y, x, name, &(struct hv_conv){.pad = HV_PAD_REPLICATE});
 }
 
 /* CausalConv3d of kernel 3 over a whole source, window by window. */
@@ -145,8 +145,25 @@ void vae_conv(struct vae *v, hv_tensor y, struct vae_source *s, int64_t window, 
         const int64_t n = y.shape[0] - first < window ? y.shape[0] - first : window;
         if (residual.dtype)
             p.residual = hv_rows(residual, first, n);
-        conv(v, hv_rows(y, first, n), vae_window(v, s, first, n), name, &p);
+        vae_convolve(v, hv_rows(y, first, n), vae_window(v, s, first, n), name, &p);
     }
+}
+
+/* x = frames first .. of conv(nearest(y)) where time doubles: frame 0 gives one frame and every other two. first: 0 or odd. */
+void vae_double(struct vae *v, hv_tensor x, hv_tensor y, int64_t first, const char *name, const struct hv_conv *p)
+{
+    const int64_t n = x.shape[0];
+
+    if (first) {
+        vae_convolve(v, x, hv_rows(y, (first - 1) / 2, n / 2 + 1), name, p);
+        return;
+    }
+    hv_tensor twice = hv_rows(y, 0, 1);
+    twice.shape[0] = 2;
+    twice.stride[0] = 0;
+    vae_convolve(v, hv_rows(x, 0, 1), twice, name, p);
+    if (n > 1)
+        vae_convolve(v, hv_rows(x, 1, n - 1), hv_rows(y, 0, (n - 1) / 2 + 1), name, p);
 }
 
 /* x = conv(nearest(y)) in phase form, reference: UpsampleCausal3D. Where time doubles, frame 0 gives one frame and every other
@@ -160,12 +177,7 @@ void vae_upsample(struct vae *v, hv_tensor x, hv_tensor y, hv_tensor ring, const
         vae_conv(v, x, &in, window, name, p);
         return;
     }
-    hv_tensor twice = hv_rows(y, 0, 1);
-    twice.shape[0] = 2;
-    twice.stride[0] = 0;
-    conv(v, hv_rows(x, 0, 1), twice, name, &p);
-    if (y.shape[0] > 1)
-        conv(v, hv_rows(x, 1, x.shape[0] - 1), y, name, &p);
+    vae_double(v, x, y, 0, name, &p);
 }
 
 /* conv1 of a resnet: h = conv1(silu(norm1(x))), the sums of norm2 on the way. Where channels change, y = conv_shortcut(x): h and
@@ -191,7 +203,7 @@ static void first_half(struct vae *v, const struct vae_stream *s, hv_tensor ring
             c = shaped(cut, 4, (int64_t[]){n, s->h, s->w, h.shape[3]});
             vae_conv1(v, c, hv_rows(x, first, n), side);
         }
-        conv(v, to, a, conv1, &(struct hv_conv){.pad = HV_PAD_REPLICATE});
+        vae_convolve(v, to, a, conv1, &(struct hv_conv){.pad = HV_PAD_REPLICATE});
         if (shortcut)
             hv_copy(v->d, hv_rows(y, first, n), c);
         hv_group_sums(v->d, sums_of(v, 1), to);

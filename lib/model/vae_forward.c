@@ -38,13 +38,12 @@ static void resnets(struct vae *v, struct vae_stream *s, const struct vae_level 
 struct vae_head vae_head_open(struct vae *v, const char *part, const char *after, hv_tensor y, int which)
 {
     const int64_t *n = y.shape;
-    const int up = v->o.part == VAE_DECODER, last = VAE_LEVELS - 1;
-    struct vae_level l[VAE_LEVELS];
+    const int last = VAE_LEVELS - 1;
+    const int64_t channels = v->c.channels[v->o.part == VAE_DECODER ? 0 : last];
     char norm[VAE_NAME];
 
-    vae_levels(&v->c, v->o.part, up ? (n[0] + 3) / 4 : 4 * n[0] - 3, up ? n[1] / 8 : 8 * n[1], up ? n[2] / 8 : 8 * n[2], l);
     vae_name(norm, "%s.conv_norm_out", part);
-    const hv_tensor x = hv_view(NULL, vae_act(&v->o), 4, (int64_t[]){n[0], n[1], n[2], l[last].co});
+    const hv_tensor x = hv_view(NULL, vae_act(&v->o), 4, (int64_t[]){n[0], n[1], n[2], channels});
     return (struct vae_head){.in = vae_normed(v, x, hv_arena_row(v->arena, ring_row[last]), norm, which), .part = part, .after = after, .y = y};
 }
 
@@ -59,8 +58,7 @@ void vae_head_window(struct vae *v, struct vae_head *head, hv_tensor x, int64_t 
     vae_name(name, "%s.conv_out.conv", head->part);
     head->in.x = x;
     head->in.base = first;
-    hv_conv(v->d, out, vae_window(v, &head->in, first, n), vae_weight(v, name, "weight"), vae_weight(v, name, "bias"),
-            &(struct hv_conv){.pad = HV_PAD_REPLICATE});
+    vae_convolve(v, out, vae_window(v, &head->in, first, n), name, &(struct hv_conv){.pad = HV_PAD_REPLICATE});
     if (head->after) {
         const hv_tensor q = hv_reshape(hv_rows(row, count, count), 4, shape);
         vae_tell(v, out, first, "%s", head->part);

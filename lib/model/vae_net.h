@@ -76,6 +76,8 @@ hv_tensor vae_window(struct vae *v, struct vae_source *s, int64_t first, int64_t
 struct vae_source vae_normed(struct vae *v, hv_tensor x, hv_tensor ring, const char *norm, int which);
 void vae_sum(struct vae *v, int which, hv_tensor x);             /* x HV_NO: of nothing, yet */
 void vae_sum_more(struct vae *v, int which, hv_tensor x);
+void vae_convolve(struct vae *v, hv_tensor y, hv_tensor x, const char *name, const struct hv_conv *p);
+void vae_double(struct vae *v, hv_tensor x, hv_tensor y, int64_t first, const char *name, const struct hv_conv *p);
 void vae_conv1(struct vae *v, hv_tensor y, hv_tensor x, const char *name);
 void vae_conv(struct vae *v, hv_tensor y, struct vae_source *s, int64_t window, const char *name, struct hv_conv p);
 void vae_upsample(struct vae *v, hv_tensor x, hv_tensor y, hv_tensor ring, const int factor[3], int64_t window, const char *name);
