@@ -347,6 +347,7 @@ static double conv_at(hv_tensor x, hv_tensor w, const struct hv_conv *p, const i
 
 void ref_conv(hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, const struct hv_conv *p)
 {
+#pragma omp parallel for collapse(3)            /* half a minute of tests */
     for (int64_t t = 0; t < y.shape[0]; t++)
         for (int64_t i = 0; i < y.shape[1]; i++)
             for (int64_t j = 0; j < y.shape[2]; j++)

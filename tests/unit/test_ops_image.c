@@ -71,9 +71,12 @@ static void conv(void **state)
 
     (void)state;
     for (size_t i = 0; i < COUNT(convs); i++)
-        for (size_t k = 0; k < 6; k++)
+        for (size_t k = 0; k < 6; k++) {
+            if (convs[i].ci * convs[i].co > 2000 && k % 3 != i % 3)     /* the definition is slow: one dtype each, in turn */
+                continue;
             conv_case(&convs[i], types[k % 3], k < 3 ? HV_PAD_REPLICATE : HV_PAD_ZERO, (enum hv_act)((i + k) % HV_ACTS),
                       (int)((i + k) % 3), (int)(k & 1), k % 2 ? 3 : 8);
+        }
 }
 
 static void groups_case(const int64_t *n, int64_t groups, int64_t gap, int in_place, enum hv_act act)
