@@ -279,8 +279,11 @@ static int product_of(struct hv_dev *d, struct conv_product *product, const stru
         return 1;
     c.line = (int)(p->xs[1] / 8), c.pixel = (int)(p->xs[2] / 8);
     c.pairs = p->co % 2 == 0 && ((uintptr_t)p->y & 3) == 0 && ((uintptr_t)p->residual & 3) == 0;
-    for (int a = 0; a < 3; a++)
+    c.eights = p->co % 8 == 0 && (((uintptr_t)p->y | (uintptr_t)p->residual) & 15) == 0;
+    for (int a = 0; a < 3; a++) {
         c.pairs = c.pairs && p->ys[a] % 2 == 0 && (!p->residual || p->rs[a] % 2 == 0);
+        c.eights = c.eights && p->ys[a] % 8 == 0 && (!p->residual || p->rs[a] % 8 == 0);
+    }
     c.rows = (int)x.shape[1], c.cols = (int)x.shape[2];
     c.ci = w.ci = p->ci, c.co = w.co = p->co;
     c.zeros = p->zeros;
@@ -308,16 +311,20 @@ static struct conv conv_of(hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias
 #define TRUST_BYTES (8 << 20)
 
 /* wgmma reads shared memory at rows where its swizzle does not begin, which the manual allows but does not spell out. So before its
- * first use in a process each form of that kernel has to agree with mma.sync on a small convolution; 1: it does. A wait of a
- * millisecond, once. */
-static int is_trusted(struct hv_dev *d, hv_dtype type, int64_t width)
+ * first use in a process each form of that kernel, 3x3 taps, the same to few outputs, 2x2 (doubled), 1x1, has to agree with mma.sync
+ * on a small convolution; 1: it does. A wait of a millisecond, once. */
+static int is_trusted(struct hv_dev *d, hv_dtype type, const struct conv *p)
 {
-    static int known[2][2];
-    int *k = &known[type == HV_F16][width % 64 == 0];
-    const int64_t W = width % 64 ? 32 : 64, xs[4] = {4, 3, W, 72}, ys[4] = {2, 3, W, 136}, ws[5] = {136, 72, 3, 3, 3};
+    static int known[2][4];
+    const int taps = p->up[1] == 2 ? 2 : p->k[1], few = taps == 3 && p->co <= 8, form = few ? 0 : taps;
+    int *k = &known[type == HV_F16][form];
+    const int64_t co = few ? 3 : 136, kernel = taps == 1 ? 1 : 3, up = taps == 2 ? 2 : 1;
+    const int64_t xs[4] = {4, 8, 16, 72}, ys[4] = {up == 2 ? 6 : 5 - kernel, 8 * up, 16 * up, co}, ws[5] = {co, 72, kernel, kernel, kernel};
     struct hv_conv how = {};
     struct conv_product c;
 
+    if (taps > 3 || p->k[1] != (taps == 1 ? 1 : 3))
+        return 0;
     if (*k || hv_nbytes(d->scratch) < TRUST_BYTES)
         return *k > 0;
     *k = -1;
@@ -325,12 +332,14 @@ static int is_trusted(struct hv_dev *d, hv_dtype type, int64_t width)
     const hv_tensor x = cuda_piece(&at, type, 4, xs), w = cuda_piece(&at, type, 5, ws), bias = cuda_piece(&at, HV_F32, 1, ws);
     const hv_tensor a = cuda_piece(&at, type, 4, ys), b = cuda_piece(&at, type, 4, ys);
     how.pad = HV_PAD_REPLICATE;
+    for (int i = 0; i < 3; i++)
+        how.up[i] = (int)up;
     cuda_noise(d, x, 1);
     cuda_noise(d, w, 1.0f / 32);
     cuda_noise(d, bias, 0.5f);
     cuda_noise(d, b, 8);                /* what is left out differs */
-    const struct conv p = conv_of(a, x, w, bias, &how), q = conv_of(b, x, w, bias, &how);
-    if (product_of(d, &c, &p, a, x, &how) || cuda_conv_mma(d, &c, type) || product_of(d, &c, &q, b, x, &how) ||
+    const struct conv m = conv_of(a, x, w, bias, &how), q = conv_of(b, x, w, bias, &how);
+    if (product_of(d, &c, &m, a, x, &how) || cuda_conv_mma(d, &c, type) || product_of(d, &c, &q, b, x, &how) ||
         cuda_conv_wgmma(d, &c, type))
         return 0;
     *k = cuda_difference(d, a, b, at) <= (type == HV_F16 ? 2e-3f : 1.6e-2f) ? 1 : -1;   /* of results of about 1: a few ulp */
@@ -341,13 +350,12 @@ static int is_trusted(struct hv_dev *d, hv_dtype type, int64_t width)
 static int on_tensor_cores(struct hv_dev *d, const struct conv *p, hv_tensor y, hv_tensor x, const struct hv_conv *how)
 {
     struct conv_product c;
-    const int wide = cuda_of(d)->arch == 90 && x.dtype != HV_F32 && d->scratch.data && is_trusted(d, x.dtype, x.shape[2]);
+    const int wide = cuda_of(d)->arch == 90 && x.dtype != HV_F32 && d->scratch.data && is_trusted(d, x.dtype, p);
 
     if (product_of(d, &c, p, y, x, how))
         return 1;
     return (!wide || cuda_conv_wgmma(d, &c, x.dtype)) && cuda_conv_mma(d, &c, x.dtype);
 }
-
 
 static struct conv conv_of(hv_tensor y, hv_tensor x, hv_tensor w, hv_tensor bias, const struct hv_conv *how)
 {

@@ -32,7 +32,7 @@ struct conv_product {
     int          rows, cols;            /* of x */
     int          step[3], ystep[3], tap[3];     /* taps an axis */
     int          ci, co, taps, slices, across;  /* across: tiles of outputs */
-    int          pairs;                 /* 1: y and residual take two outputs at once */
+    int          pairs, eights;         /* 1: y and residual take two, eight outputs at once */
     int          zeros;                 /* 1: what lies outside is 0; else the nearest pixel */
     int          phases;
     enum hv_act  act;

@@ -1,15 +1,15 @@
 /* conv_wgmma.cu - convolution as a gathered product for compute capability 9.0, by wgmma
  *
- * The form of conv.cuh, the same x, w, y as conv_mma.cu, for widths that are a multiple of 32, no strides and no activation. A block computes 256
- * pixels by 128 output channels: two groups of 4 warps have 128 pixels each, as two times m64n128k16, both operands in shared memory
- * in the 128-byte swizzle. A warp of a third group fetches 64 pixels, that is part of a row of the picture (or of two, of 32), by
- * cp.async, 64 input channels at a time; one thread fetches packed weights by bulk copies. Both have rings of their own, across tiles,
- * and the grid is persistent.
+ * The form of conv.cuh, the same x, w, y as conv_mma.cu, for pictures whose sides are multiples of 8 and up to 3x3 taps a frame, no
+ * strides and no activation. A block computes 256 pixels by N output channels: two groups of 4 warps have 128 pixels each, as two
+ * times m64nNk16, both operands in shared memory in the 128-byte swizzle. A warp of a third group fetches 64 pixels by cp.async, 64
+ * input channels at a time; one thread fetches packed weights by bulk copies. Both have rings of their own, across tiles, and the grid
+ * is persistent.
  *
- * Taps beside each other in a row read pixels beside each other: where 64 pixels are one row's, 66 are fetched once for 3 taps, and a
- * tap is where the matrix begins. That swizzle goes by the address, so that it may begin at any row. What the second cache has to
- * deliver, which is what bounds such a product, falls by 0.44.
- * Sums are f32 and run over taps in time and rows, then channels, then taps in a row, whatever the launch. They need not be those of
+ * 64 pixels are 8 by 8 of the picture. With their border, 10 by 10, they are fetched once for all taps of a frame: a tap is where the
+ * matrix begins, and its 8 times 8 rows lie as far apart as rows of the box. That swizzle goes by the address, so that a matrix may
+ * begin at any row. What the second cache has to deliver, which is what bounds such a product, falls from 9 pixels to 1.6.
+ * Sums are f32 and run over taps in time, then channels, then taps of a frame, whatever the launch. They need not be those of
  * conv_mma.cu.
  *
  * Needs code for sm_90a (ARCH with 90a). Built for sm_90 the kernels are empty and conv_mma.cu's are taken: the host tells by the
@@ -18,10 +18,14 @@
 
 #define BM      256
 #define THREADS 384
-#define BLOCK   9216                    /* bytes of 64 pixels, with 2 more, up to a multiple of 1024 */
-#define PIXELS  (4 * BLOCK)             /* of a stage of pixels */
-#define XS      3                       /* stages of pixels, of weights */
-#define WS      6
+#define WS      6                       /* stages of weights */
+#define FEW     8                       /* outputs of the narrow form */
+
+/* What TAPS by TAPS taps need of 8 by 8 pixels: a box of W by W, 128 bytes a pixel, up to a multiple of 1024. */
+template <int TAPS> struct box {
+    static constexpr int W = 8 + TAPS - 1, PIXELS = W * W, BYTES = (PIXELS * 128 + 1023) / 1024 * 1024, STAGE = 4 * BYTES;
+    static constexpr int STAGES = TAPS == 1 ? 4 : 2;
+};
 
 struct tiles {
     int     first[CONV_PHASES + 1];     /* tiles of pixels before each phase */
@@ -64,8 +68,12 @@ __device__ static inline void copy16(uint32_t to, const void *from, int bytes)  
                  "}, %64, %65, 1, 1, 1, 0, 0;"                                                                                  \
                  : ALL16(c, 0), ALL16(c, 16), ALL16(c, 32), ALL16(c, 48)                                                        \
                  : "l"(a), "l"(b))
+#define WGMMA_FEW(TYPE)                                                                                                         \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n8k16.f32." TYPE "." TYPE " {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, 0;"         \
+                 : ALL4(c, 0)                                                                                                   \
+                 : "l"(a), "l"(b))
 
-/* c += a b^T: 64 pixels, 128 outputs, 16 channels. */
+/* c += a b^T: 64 pixels, 128 or 8 outputs, 16 channels. */
 __device__ static inline void wgmma(float (&c)[64], uint64_t a, uint64_t b, __half)
 {
     WGMMA("f16");
@@ -76,143 +84,190 @@ __device__ static inline void wgmma(float (&c)[64], uint64_t a, uint64_t b, __nv
     WGMMA("bf16");
 }
 
-/* Tile n: its phase, its first pixel, its tile of outputs. */
-__device__ static inline int place(const struct conv_product &p, const struct tiles &s, int64_t n, int64_t &m0)
+__device__ static inline void wgmma(float (&c)[4], uint64_t a, uint64_t b, __half)
+{
+    WGMMA_FEW("f16");
+}
+
+__device__ static inline void wgmma(float (&c)[4], uint64_t a, uint64_t b, __nv_bfloat16)
+{
+    WGMMA_FEW("bf16");
+}
+
+/* Tile n: its phase, the first of its four boxes. */
+__device__ static inline int place(const struct conv_product &p, const struct tiles &s, int64_t n, int &box0)
 {
     const int t = (int)(n / p.across);
     int phase = 0;
 
     while (t >= s.first[phase + 1])
         phase++;
-    m0 = (int64_t)(t - s.first[phase]) * BM;
+    box0 = (t - s.first[phase]) * (BM / 64);
     return phase;
+}
+
+/* Box g of a phase's grid: its frame, first row, first column. */
+__device__ static inline void corner(const struct conv_phase &f, int g, int at[3])
+{
+    const int across = f.out[2] / 8, down = f.out[1] / 8;
+
+    at[0] = g / (across * down);
+    at[1] = g / across % down * 8;
+    at[2] = g % across * 8;
 }
 
 /* Barriers, from the first one on: pixels are there, may be overwritten; the same of weights. */
 #define X_FULL  0
-#define X_EMPTY (8 * XS)
-#define W_FULL  (16 * XS)
-#define W_EMPTY (16 * XS + 8 * WS)
+#define X_EMPTY 32
+#define W_FULL  64
+#define W_EMPTY (W_FULL + 8 * WS)
+#define BARS    (8 + 2 * WS)
 
-/* ALONG: 64 pixels are part of one row, and pixels are fetched once for the taps of a row. Else of two rows, for each tap. */
-template <int ALONG>
+template <int TAPS, int N>
 __device__ static inline void fetch(const struct conv_product &p, const struct tiles &s, uint32_t pixels, uint32_t bar)
 {
-    constexpr int N = ALONG ? 17 : 16;  /* pieces of a lane: 66 or 64 pixels of 8, by 4 pixels */
+    using B = box<TAPS>;
+    constexpr int K = (B::PIXELS + 3) / 4;      /* pieces of a lane: 8 lanes a pixel */
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, piece = lane % 8, line = lane / 8;
-    const int taps = p.tap[2], loads = ALONG ? 1 : taps, last = ALONG ? 64 + taps - 1 - line : 64;
-    const int cols = p.cols, pixel = p.pixel, zeros = p.zeros, slices = p.slices, ci = p.ci - piece * 8;
+    const int slices = p.slices, ci = p.ci - piece * 8;
     const uint4 *const x = (const uint4 *)p.x;
     /* where a lane's pieces go: the swizzle of rows 4 apart has two forms */
-    const uint32_t to = pixels + warp * BLOCK + line * 128, even = (piece ^ line) << 4, odd = (piece ^ line ^ 4) << 4;
+    const uint32_t to = pixels + warp * B::BYTES + line * 128, even = (piece ^ line) << 4, odd = (piece ^ line ^ 4) << 4;
     int xs = 0, ws = 0, px = 1, pw = 1; /* the first round finds every stage empty */
 
     for (int64_t n = blockIdx.x; n < s.all; n += gridDim.x) {
-        int64_t m0;
-        const int phase = place(p, s, n, m0);
-        const struct conv_phase f = p.phase[phase];
-        const int64_t all = (int64_t)f.out[0] * f.out[1] * f.out[2];
+        int box0, o[3], from[K];        /* from: pixels of the box in a frame of x; -1: nothing */
+        const int phase = place(p, s, n, box0);
+        const struct conv_phase &f = p.phase[phase];
+        const int boxes = f.out[0] * (f.out[1] / 8) * (f.out[2] / 8);
         const char *w = p.w + ((int64_t)phase * p.across + n % p.across) * p.taps * slices * CONV_TILE;
-        int o[3], o2[3];
 
-        m0 += warp * 64;
-        conv_place(f, m0 < all ? m0 : all >= 64 ? all - 64 : 0, o);
-        conv_place(f, m0 + 32 < all ? m0 + 32 : all - 32, o2);
-        const int j0 = f.from[2] + o[2] + line, j2 = f.from[2] + o2[2] + line - 32;
-        for (int ab = 0; ab < p.tap[0] * p.tap[1]; ab++) {
-            const int a = ab / p.tap[1], b = ab % p.tap[1];
-            int i = o[1] + f.from[1] + b, i2 = o2[1] + f.from[1] + b;
-            const int none = zeros && (unsigned)i >= (unsigned)p.rows, none2 = zeros && (unsigned)i2 >= (unsigned)p.rows;
-            i = min(max(i, 0), p.rows - 1);
-            i2 = min(max(i2, 0), p.rows - 1);
-            const uint4 *row = x + (o[0] + f.from[0] + a) * (p.xs[0] / 8) + (int64_t)i * p.line + piece;
-            const uint4 *row2 = x + (o2[0] + f.from[0] + a) * (p.xs[0] / 8) + (int64_t)i2 * p.line + piece;
-            for (int slice = 0; slice < slices; slice++, row += CONV_BK / 8, row2 += CONV_BK / 8) {
-                const int there = slice * CONV_BK < ci;
-                for (int e = 0; e < loads; e++) {
-                    wait(bar + X_EMPTY + 8 * xs, px);
+        corner(f, min(box0 + warp, boxes - 1), o);
+        o[0] += f.from[0];
+        o[1] += f.from[1];
+        o[2] += f.from[2];
 #pragma unroll
-                    for (int k = 0; k < N; k++) {
-                        const int second = !ALONG && k >= 8, j = (second ? j2 : j0) + 4 * k + (ALONG ? 0 : e);
-                        const int has = there && !(zeros && ((second ? none2 : none) || (unsigned)j >= (unsigned)cols));
-                        const uint32_t at = to + xs * PIXELS + k * 512 + (k % 2 ? odd : even);
-                        if (!ALONG || k < 16 || 4 * k < last)
-                            copy16(at, (second ? row2 : row) + min(max(j, 0), cols - 1) * pixel, has ? 16 : 0);
-                    }
-                    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar + X_FULL + 8 * xs) : "memory");
-                    if (++xs == XS)
-                        xs = 0, px ^= 1;
-                    for (int q = ALONG ? 0 : e; threadIdx.x == 0 && q < (ALONG ? taps : e + 1); q++) {
-                        const uint32_t full = bar + W_FULL + 8 * ws;
-                        wait(bar + W_EMPTY + 8 * ws, pw);
-                        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(CONV_TILE) : "memory");
-                        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                                         pixels + XS * PIXELS + ws * CONV_TILE), "l"(w + ((int64_t)(ab * taps + q) * slices + slice) * CONV_TILE),
-                                     "r"(CONV_TILE), "r"(full) : "memory");
-                        if (++ws == WS)
-                            ws = 0, pw ^= 1;
-                    }
-                    __syncwarp();
+        for (int k = 0; k < K; k++) {
+            const int at = 4 * k + line;
+            from[k] = conv_source(p, o[1] + at / B::W, o[2] + at % B::W, 0, 0);
+        }
+        for (int a = 0; a < p.tap[0]; a++) {
+            const uint4 *frame = x + (o[0] + a) * (p.xs[0] / 8) + piece;
+            for (int slice = 0; slice < slices; slice++, frame += CONV_BK / 8) {
+                const int there = slice * CONV_BK < ci;
+                wait(bar + X_EMPTY + 8 * xs, px);
+#pragma unroll
+                for (int k = 0; k < K; k++) {
+                    const uint32_t at = to + xs * B::STAGE + k * 512 + (k % 2 ? odd : even);
+                    const int has = there && from[k] >= 0;
+                    if (4 * k + 3 < B::PIXELS || 4 * k + line < B::PIXELS)
+                        copy16(at, has ? frame + from[k] : x, has ? 16 : 0);
                 }
+                asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar + X_FULL + 8 * xs) : "memory");
+                if (++xs == B::STAGES)
+                    xs = 0, px ^= 1;
+                for (int q = 0; threadIdx.x == 0 && q < TAPS * TAPS; q++) {
+                    const uint32_t full = bar + W_FULL + 8 * ws;
+                    wait(bar + W_EMPTY + 8 * ws, pw);
+                    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(N * 128) : "memory");
+                    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                                     pixels + B::STAGES * B::STAGE + ws * CONV_TILE),
+                                 "l"(w + ((int64_t)(a * TAPS * TAPS + q) * slices + slice) * CONV_TILE), "r"(N * 128), "r"(full)
+                                 : "memory");
+                    if (++ws == WS)
+                        ws = 0, pw ^= 1;
+                }
+                __syncwarp();
             }
         }
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/* What a thread writes of 16 pairs of outputs from o on: acc[4 j], acc[4 j + 1]. n: outputs that there are from o on. Short, and one
- * way after the other: code that is not run would push what is out of the instruction cache. */
-template <typename T>
-__device__ static inline void write_row(T *to, const T *more, const float *acc, int n, int pairs)
+/* Of four lanes with four words each, lane i gets word i of all: once more, and all is as it was. */
+__device__ static inline uint4 turn(uint4 u, int lane)
 {
-    if (pairs) {
+    const int odd = lane & 1, high = lane & 2;
+    uint32_t s = __shfl_xor_sync(~0u, odd ? u.x : u.y, 1), t = __shfl_xor_sync(~0u, odd ? u.z : u.w, 1);
+    const uint32_t p0 = odd ? s : u.x, p1 = odd ? u.y : s, q0 = odd ? t : u.z, q1 = odd ? u.w : t;
+
+    s = __shfl_xor_sync(~0u, high ? p0 : q0, 2);
+    t = __shfl_xor_sync(~0u, high ? p1 : q1, 2);
+    return high ? make_uint4(s, t, q0, q1) : make_uint4(p0, p1, s, t);
+}
+
+template <typename T> __device__ static inline void add_pair(uint32_t &q, const float *acc)
+{
+    T *h = (T *)&q;
+
+    h[0] = from_float<T>(acc[0] + to_float(h[0]));
+    h[1] = from_float<T>(acc[1] + to_float(h[1]));
+}
+
+/* A pixel's 128 outputs, of which a thread has 16 pairs, 8 apart: acc[4 j], acc[4 j + 1]. Pairs change hands, so that a thread writes 8
+ * outputs that lie together. n: outputs that there are from `to` on, a multiple of 8; 0: a pixel that there is not. */
+template <typename T> __device__ static inline void write_eights(T *to, const T *more, const float *acc, int n, int lane)
+{
+    uint4 q[4] = {};
+
 #pragma unroll
-        for (int j = 0; j < CONV_BN / 8; j++) {
-            uint32_t q = 0;
-            T *h = (T *)&q;
-            if (j * 8 < n && more)
-                q = *(const uint32_t *)(more + j * 8);
-            h[0] = from_float<T>(acc[4 * j] + to_float(h[0]));
-            h[1] = from_float<T>(acc[4 * j + 1] + to_float(h[1]));
-            if (j * 8 < n)
-                *(uint32_t *)(to + j * 8) = q;
-        }
-        return;
+    for (int j = 0; j < 4; j++)
+        if (more && (4 * j + lane % 4) * 8 < n)
+            q[j] = *(const uint4 *)(more + (4 * j + lane % 4) * 8);
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        if (more)
+            q[j] = turn(q[j], lane);
+        add_pair<T>(q[j].x, acc + 16 * j);
+        add_pair<T>(q[j].y, acc + 16 * j + 4);
+        add_pair<T>(q[j].z, acc + 16 * j + 8);
+        add_pair<T>(q[j].w, acc + 16 * j + 12);
+        q[j] = turn(q[j], lane);
+        if ((4 * j + lane % 4) * 8 < n)
+            *(uint4 *)(to + (4 * j + lane % 4) * 8) = q[j];
     }
+}
+
+/* The same one by one, from the thread's first on. Code that is not run would push what is out of the instruction cache: short. */
+template <typename T, int N> __device__ static inline void write_each(T *to, const T *more, const float *acc, int n)
+{
 #pragma unroll
-    for (int j = 0; j < CONV_BN / 8; j++)
+    for (int j = 0; j < N / 8; j++)
 #pragma unroll
         for (int i = 0; i < 2; i++)
             if (j * 8 + i < n)
                 to[j * 8 + i] = from_float<T>(more ? acc[4 * j + i] + to_float(more[j * 8 + i]) : acc[4 * j + i]);
 }
 
-template <typename T, int ALONG>
+template <typename T, int TAPS, int N>
 __device__ static inline void multiply(const struct conv_product &p, const struct tiles &s, uint32_t pixels, uint32_t bar)
 {
+    using B = box<TAPS>;
     const int lane = threadIdx.x % 32, group = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 % 4;
-    const int steps = p.taps * p.slices, taps = p.tap[2];
+    const int steps = p.taps * p.slices;
     int xs = 0, ws = 0, px = 0, pw = 0, old_x = -1, old_w = -1;      /* old: of the product before; -1: not to be given */
-    float acc[2][64];
+    float acc[2][N / 2];
 
     for (int64_t n = blockIdx.x; n < s.all; n += gridDim.x) {
-        int e = 0;
+        int e = 0, b = 0;
+        uint32_t tap = 0;               /* where the matrix of a tap begins in the box */
 
         const int first = (int)(n % p.across) * CONV_BN + lane % 4 * 2;
 #pragma unroll
-        for (int j = 0; j < CONV_BN / 4; j++) {         /* sums begin with the bias */
-            const float b = conv_bias(p, first + j / 2 * 8 + j % 2);
+        for (int j = 0; j < N / 4; j++) {               /* sums begin with the bias */
+            const float v = conv_bias(p, first + j / 2 * 8 + j % 2);
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                acc[i / 2][j / 2 * 4 + i % 2 * 2 + j % 2] = b;
+                acc[i / 2][j / 2 * 4 + i % 2 * 2 + j % 2] = v;
         }
         for (int k = 0; k < steps; k++) {
-            /* 8 rows are 1024 bytes, in the 128-byte swizzle */
-            const uint64_t form = (uint64_t)1 << 62 | (uint64_t)64 << 32 | 1 << 16;
-            const uint32_t from = pixels + xs * PIXELS + group * 2 * BLOCK + (ALONG ? e * 128 : 0);
-            const uint64_t a = form | (from >> 4 & 0x3fff), b = form | ((pixels + XS * PIXELS + ws * CONV_TILE) >> 4 & 0x3fff);
+            /* weights: 8 rows are 1024 bytes; pixels: a row of the box */
+            const uint64_t form = (uint64_t)1 << 62 | 1 << 16;
+            const uint32_t from = pixels + xs * B::STAGE + group * 2 * B::BYTES + tap;
+            const uint64_t mx = form | (uint64_t)(B::W * 8) << 32 | (from >> 4 & 0x3fff);
+            const uint64_t mw = form | (uint64_t)64 << 32 | ((pixels + B::STAGES * B::STAGE + ws * CONV_TILE) >> 4 & 0x3fff);
 
-            if (!ALONG || e == 0) {
+            if (!tap) {
                 wait(bar + X_FULL + 8 * xs, px);
                 asm volatile("fence.proxy.async.shared::cta;" ::: "memory");    /* what cp.async wrote is for wgmma to read */
             }
@@ -222,7 +277,7 @@ __device__ static inline void multiply(const struct conv_product &p, const struc
             for (int q = 0; q < CONV_BK / 16; q++)
 #pragma unroll
                 for (int i = 0; i < 2; i++)
-                    wgmma(acc[i], a + 2 * q + i * (BLOCK >> 4), b + 2 * q, T());
+                    wgmma(acc[i], mx + 2 * q + i * (B::BYTES >> 4), mw + 2 * q, T());
             asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
             asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
             if (lane == 0 && old_w >= 0)        /* all but the newest are done: what they read may go */
@@ -233,11 +288,17 @@ __device__ static inline void multiply(const struct conv_product &p, const struc
             old_x = -1;
             if (++ws == WS)
                 ws = 0, pw ^= 1;
-            if (++e == (ALONG ? taps : 1)) {
+            tap += 128;
+            if (++e == TAPS) {
                 e = 0;
-                old_x = xs;
-                if (++xs == XS)
-                    xs = 0, px ^= 1;
+                tap += (B::W - TAPS) * 128;
+                if (++b == TAPS) {
+                    b = 0;
+                    tap = 0;
+                    old_x = xs;
+                    if (++xs == B::STAGES)
+                        xs = 0, px ^= 1;
+                }
             }
         }
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
@@ -246,37 +307,40 @@ __device__ static inline void multiply(const struct conv_product &p, const struc
             arrive(bar + X_EMPTY + 8 * old_x);
         }
         old_w = old_x = -1;
-        int64_t m0;
-        const struct conv_phase &f = p.phase[place(p, s, n, m0)];
-        const int64_t all = (int64_t)f.out[0] * f.out[1] * f.out[2];
+        int box0;
+        const struct conv_phase &f = p.phase[place(p, s, n, box0)];
+        const int boxes = f.out[0] * (f.out[1] / 8) * (f.out[2] / 8);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const int64_t m = m0 + group * 128 + i / 2 * 64 + warp * 16 + i % 2 * 8 + lane / 4;
+            const int g = box0 + group * 2 + i / 2, there = g < boxes, o0 = (int)(n % p.across) * CONV_BN;
             int at[3];
-            if (m >= all)
-                continue;
-            conv_place(f, m, at);
-            write_row<T>((T *)p.y + conv_target(p, f, at, p.ys) + first,
-                         p.residual ? (const T *)p.residual + conv_target(p, f, at, p.rs) + first : NULL,
-                         &acc[i / 2][i % 2 * 2], p.co - first, p.pairs);
+            corner(f, there ? g : 0, at);
+            at[1] += warp * 2 + i % 2;
+            at[2] += lane / 4;
+            T *to = (T *)p.y + conv_target(p, f, at, p.ys) + o0;
+            const T *more = p.residual ? (const T *)p.residual + conv_target(p, f, at, p.rs) + o0 : NULL;
+            if (N == CONV_BN && p.eights)
+                write_eights<T>(to, more, &acc[i / 2][i % 2 * 2], there ? p.co - o0 : 0, lane);
+            else if (there)
+                write_each<T, N>(to + lane % 4 * 2, more ? more + lane % 4 * 2 : NULL, &acc[i / 2][i % 2 * 2], p.co - first);
         }
     }
 }
 
 #endif
 
-template <typename T, int ALONG>
+template <typename T, int TAPS, int N>
 __global__ static void __launch_bounds__(THREADS, 1)
 conv_wgmma_kernel(const __grid_constant__ struct conv_product p, const __grid_constant__ struct tiles s)
 {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ char shared[];
-    __shared__ uint64_t barriers[2 * (XS + WS)];
+    __shared__ uint64_t barriers[BARS];
     const uint32_t pixels = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) / 1024 * 1024;
     const uint32_t bar = (uint32_t)__cvta_generic_to_shared(barriers);
 
     if (threadIdx.x == 0) {
-        for (int i = 0; i < XS; i++) {
+        for (int i = 0; i < box<TAPS>::STAGES; i++) {
             barrier_open(bar + X_FULL + 8 * i, 128);   /* who fetches */
             barrier_open(bar + X_EMPTY + 8 * i, 8);  /* warps that read */
         }
@@ -289,11 +353,11 @@ conv_wgmma_kernel(const __grid_constant__ struct conv_product p, const __grid_co
     }
     __syncthreads();
     if (threadIdx.x < 128) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 88;");
-        fetch<ALONG>(p, s, pixels, bar);
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 112;");
+        fetch<TAPS, N>(p, s, pixels, bar);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 208;");
-        multiply<T, ALONG>(p, s, pixels, bar);
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 192;");
+        multiply<T, TAPS, N>(p, s, pixels, bar);
     }
 #endif
 }
@@ -305,42 +369,48 @@ static int are_there(void)
     struct cudaFuncAttributes attr;
 
     if (!known) {
-        known = cudaFuncGetAttributes(&attr, conv_wgmma_kernel<__half, 1>) == cudaSuccess && attr.sharedSizeBytes > 0 ? 1 : -1;
+        known = cudaFuncGetAttributes(&attr, conv_wgmma_kernel<__half, 3, CONV_BN>) == cudaSuccess && attr.sharedSizeBytes > 0 ? 1 : -1;
         cudaGetLastError();
     }
     return known > 0;
 }
 
-template <typename T, int ALONG>
+template <typename T, int TAPS, int N>
 static void launch(struct hv_dev *d, const struct conv_product *p, const struct tiles *s)
 {
-    const int bytes = XS * PIXELS + WS * CONV_TILE + 1024, units = cuda_of(d)->units;
+    const int bytes = box<TAPS>::STAGES * box<TAPS>::STAGE + WS * CONV_TILE + 1024, units = cuda_of(d)->units;
 
-    if (cuda_failed(d, cudaFuncSetAttribute(conv_wgmma_kernel<T, ALONG>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "conv"))
+    if (cuda_failed(d, cudaFuncSetAttribute(conv_wgmma_kernel<T, TAPS, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "conv"))
         return;
-    conv_wgmma_kernel<T, ALONG><<<(unsigned)(s->all < units ? s->all : units), THREADS, bytes, cuda_stream(d)>>>(*p, *s);
+    conv_wgmma_kernel<T, TAPS, N><<<(unsigned)(s->all < units ? s->all : units), THREADS, bytes, cuda_stream(d)>>>(*p, *s);
     CUDA_LAUNCHED(d, "conv");
+}
+
+template <typename T> static void launch_for(struct hv_dev *d, const struct conv_product *p, const struct tiles *s)
+{
+    if (p->tap[1] == 3)
+        p->co <= FEW ? launch<T, 3, FEW>(d, p, s) : launch<T, 3, CONV_BN>(d, p, s);
+    else if (p->tap[1] == 2)
+        launch<T, 2, CONV_BN>(d, p, s);
+    else
+        launch<T, 1, CONV_BN>(d, p, s);
 }
 
 int cuda_conv_wgmma(struct hv_dev *d, const struct conv_product *p, hv_dtype type)
 {
     struct tiles s = {};
-    int along = 1;
 
-    if (cuda_of(d)->arch != 90 || p->act != HV_ACT_NONE || p->co <= 16 || p->ci < 32 || p->tap[2] > 3 || p->step[0] * p->step[1] * p->step[2] != 1 || !are_there())
+    if (cuda_of(d)->arch != 90 || p->act != HV_ACT_NONE || p->ci < 32 || p->tap[1] != p->tap[2] || p->tap[1] > 3 ||
+        (p->co <= 16 && (p->co > FEW || p->tap[1] != 3)) || p->step[0] * p->step[1] * p->step[2] != 1 || !are_there())
         return 1;
     for (int i = 0; i < p->phases; i++) {
         const struct conv_phase *f = &p->phase[i];
         const int64_t pixels = (int64_t)f->out[0] * f->out[1] * f->out[2];
-        if (f->out[2] % 32 || pixels / BM > INT32_MAX / 16)
+        if (f->out[1] % 8 || f->out[2] % 8 || pixels / BM > INT32_MAX / 16)
             return 1;
-        along &= f->out[2] % 64 == 0;
         s.first[i + 1] = s.first[i] + (int)((pixels + BM - 1) / BM);
     }
     s.all = (int64_t)s.first[p->phases] * p->across;
-    if (type == HV_F16)
-        along ? launch<__half, 1>(d, p, &s) : launch<__half, 0>(d, p, &s);
-    else
-        along ? launch<__nv_bfloat16, 1>(d, p, &s) : launch<__nv_bfloat16, 0>(d, p, &s);
+    type == HV_F16 ? launch_for<__half>(d, p, &s) : launch_for<__nv_bfloat16>(d, p, &s);
     return 0;
 }

@@ -26,13 +26,12 @@ static struct pixels pixels_of(hv_tensor t)
     return p;
 }
 
-/* Offset of pixel i; of views without gaps without a division. */
-__device__ static inline int64_t pixel_at(const struct pixels &p, int64_t i)
+/* Offset of pixel i of a frame; of frames without gaps without a division. */
+__device__ static inline int64_t pixel_at(const struct pixels &p, int i)
 {
-    if (p.step[1] == p.cols * p.step[2] && p.step[0] == p.rows * p.step[1])
+    if (p.step[1] == p.cols * p.step[2])
         return i * p.step[2];
-    const int64_t line = i / p.cols;
-    return line / p.rows * p.step[0] + line % p.rows * p.step[1] + i % p.cols * p.step[2];
+    return i / (int)p.cols * p.step[1] + i % (int)p.cols * p.step[2];
 }
 
 /* ---- group_sums ---- */
@@ -145,13 +144,11 @@ sum_parts_kernel(double *parts, const T *x, struct pixels p, int channels, int g
     __shared__ double sums[PART_THREADS][2][2];
     const int wide = channels / CHUNK, lanes = blockDim.x / wide, lane = threadIdx.x / wide, piece = threadIdx.x % wide;
     const int each = channels / groups;
-    const int64_t first = (int64_t)blockIdx.x * PART_PIXELS, all = p.rows * p.cols;
-    const int64_t end = first + PART_PIXELS < all ? first + PART_PIXELS : all;
+    const int first = blockIdx.x * PART_PIXELS, end = min(first + PART_PIXELS, (int)(p.rows * p.cols));
     float s[CHUNK] = {}, more[CHUNK] = {}, q[CHUNK] = {}, rest[CHUNK] = {}, v[CHUNK];
 
     x += blockIdx.y * p.step[0] + piece * CHUNK;
-    p.frames = 1;
-    for (int64_t i = first + lane; lane < lanes && i < end; i += AHEAD * lanes) {
+    for (int i = first + lane; lane < lanes && i < end; i += AHEAD * lanes) {
         chunk<T> in[AHEAD];
         float sum[CHUNK] = {}, square[CHUNK] = {};
 #pragma unroll
@@ -233,7 +230,7 @@ static int sums_in_parts(struct hv_dev *d, hv_tensor sums, hv_tensor x)
     int64_t frames = d->scratch.data ? (int64_t)hv_nbytes(d->scratch) / (n * G * 16) : 0;
 
     if (C % CHUNK || C > CHUNK * PART_THREADS || (each != 4 && each % 8) || !frames || ((uintptr_t)x.data & 15) ||
-        n > INT32_MAX / 2)
+        n > INT32_MAX / 2 / PART_PIXELS)
         return 1;
     for (int a = 0; a < 3; a++)
         if (x.stride[a] * size % 16)
@@ -273,6 +270,7 @@ void cuda_group_sums(struct hv_dev *d, hv_tensor sums, hv_tensor x)
 
 #define NORM_THREADS 256
 #define NORM_PIXELS  16                 /* of a thread */
+#define NORM_FRAMES  32768              /* at most, of a launch */
 
 struct group_norm {
     void          *y;
@@ -280,7 +278,7 @@ struct group_norm {
     const double  *sums;
     const float   *weight, *bias;
     struct pixels  in, out;
-    int64_t        pixels;
+    int            pixels;              /* of a frame */
     double         count, eps;
     int            channels, groups;
     enum hv_act    act;
@@ -288,11 +286,13 @@ struct group_norm {
 
 /* Shared: mean and 1/std of every group. */
 template <typename T>
-__global__ static void __launch_bounds__(NORM_THREADS, 2) group_norm_kernel(const struct group_norm p)
+__global__ static void __launch_bounds__(NORM_THREADS, sizeof(T) == 2 ? 3 : 2) group_norm_kernel(const struct group_norm p)
 {
     extern __shared__ float2 moments[];
     const int each = p.channels / p.groups;
-    const int64_t first = ((int64_t)blockIdx.x * blockDim.y + threadIdx.y) * NORM_PIXELS;
+    const int first = (blockIdx.x * blockDim.y + threadIdx.y) * NORM_PIXELS;
+    const T *const x = (const T *)p.x + blockIdx.y * p.in.step[0];
+    T *const y = (T *)p.y + blockIdx.y * p.out.step[0];
 
     for (int g = threadIdx.y * blockDim.x + threadIdx.x; g < p.groups; g += NORM_THREADS) {
         const double mean = p.sums[2 * g] / p.count, var = p.sums[2 * g + 1] / p.count - mean * mean;
@@ -316,7 +316,7 @@ __global__ static void __launch_bounds__(NORM_THREADS, 2) group_norm_kernel(cons
 #pragma unroll
             for (int i = 0; i < AHEAD; i++)
                 if (first + k + i < p.pixels)
-                    q[i] = load_chunk((const T *)p.x + pixel_at(p.in, first + k + i) + c, n);
+                    q[i] = load_chunk(x + pixel_at(p.in, first + k + i) + c, n);
 #pragma unroll
             for (int i = 0; i < AHEAD; i++)
                 if (first + k + i < p.pixels) {
@@ -325,7 +325,7 @@ __global__ static void __launch_bounds__(NORM_THREADS, 2) group_norm_kernel(cons
                     for (int j = 0; j < CHUNK; j++)
                         v[j] = fmaf(v[j] - mean[j], scale[j], shift[j]);
                     act8<T>(v, p.act);
-                    store8((T *)p.y + pixel_at(p.out, first + k + i) + c, n, v);
+                    store8(y + pixel_at(p.out, first + k + i) + c, n, v);
                 }
         }
     }
@@ -337,11 +337,10 @@ void cuda_group_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor sums,
     struct group_norm p = {};
     int wide = 1;
 
-    p.y = y.data, p.x = x.data;
     p.sums = (const double *)sums.data;
     p.weight = (const float *)weight.data, p.bias = (const float *)bias.data;
     p.in = pixels_of(x), p.out = pixels_of(y);
-    p.pixels = x.shape[0] * x.shape[1] * x.shape[2];
+    p.pixels = (int)(x.shape[1] * x.shape[2]);
     p.count = count, p.eps = (double)eps;
     p.channels = (int)x.shape[3], p.groups = (int)sums.shape[0];
     p.act = act;
@@ -352,12 +351,20 @@ void cuda_group_norm(struct hv_dev *d, hv_tensor y, hv_tensor x, hv_tensor sums,
         hv_dev_fault(d, HV_EUNSUP, "cuda: group_norm: %d groups are too many", p.groups);
         return;
     }
+    if (x.shape[1] * x.shape[2] > INT32_MAX / 2) {
+        hv_dev_fault(d, HV_EUNSUP, "cuda: group_norm: %lld pixels a frame are too many", (long long)(x.shape[1] * x.shape[2]));
+        return;
+    }
     while (wide * CHUNK < p.channels && wide < NORM_THREADS)
         wide *= 2;
     const dim3 block(wide, NORM_THREADS / wide);
-    const int64_t each = (int64_t)block.y * NORM_PIXELS;
-    const unsigned grid = (unsigned)((p.pixels + each - 1) / each);
-    CUDA_FOR_TYPE(x.dtype, T, (group_norm_kernel<T><<<grid, block, shared, cuda_stream(d)>>>(p)))
+    const int each = (int)block.y * NORM_PIXELS;
+    for (int64_t t = 0; t < x.shape[0]; t += NORM_FRAMES) {
+        const int64_t now = x.shape[0] - t < NORM_FRAMES ? x.shape[0] - t : NORM_FRAMES;
+        p.x = hv_rows(x, t, now).data, p.y = hv_rows(y, t, now).data;
+        const dim3 grid((unsigned)((p.pixels + each - 1) / each), (unsigned)now);
+        CUDA_FOR_TYPE(x.dtype, T, (group_norm_kernel<T><<<grid, block, shared, cuda_stream(d)>>>(p)))
+    }
     CUDA_LAUNCHED(d, "group_norm");
 }
 

@@ -38,30 +38,13 @@ failed=0
 rows | grep -E "$ONLY" >"$dir/rows"
 [ -s "$dir/rows" ] || { echo "bench-text: no row is called '$ONLY'" >&2; exit 2; }
 
-# ---- the model ---- the sizes of an empty config; the example's tokenizers, the first with as many words as the released one
+# ---- the model ----
 
-tiny=$root/examples/model-tiny
-configs() {     # folder
-    mkdir -p "$1/text_encoder" "$1/text_encoder_2"
-    cp "$tiny"/text_encoder_2/vocab.json "$tiny"/text_encoder_2/merges.txt "$1/text_encoder_2"
-    cp "$tiny"/text_encoder/tokenizer_config.json "$1/text_encoder"
-    jq '{eos_token_id}' "$tiny/text_encoder_2/config.json" >"$1/text_encoder_2/config.json"
-    jq '{image_token_index, pad_token_id, text_config: {}, vision_config: {}, hv_text: {crop_start: .hv_text.crop_start}}' \
-        "$tiny/text_encoder/config.json" >"$1/text_encoder/config.json"
-    # Words of bytes that no prompt has: 127,500 of them, by 252,500 merges.
-    jq -c '[range(256; 265), range(270; 288), range(289; 312) | [.] | implode] as $c
-        | [$c[] as $a | $c[] as $b | [$a, $b]] as $two
-        | [$two[] as $t | $c[] as $d | [$t[0], $t[1], $d]] as $three
-        | ($two + $three | map(join(""))) as $words
-        | .model.vocab += ([range($words | length) | {key: $words[.], value: (. + 700)}] | from_entries)
-        | .model.merges += ([$two[] | "\(.[0]) \(.[1])"] +
-            [$three[] | "\(.[0])\(.[1]) \(.[2])", "\(.[0]) \(.[1])\(.[2])"])' \
-        "$tiny/text_encoder/tokenizer.json" >"$1/text_encoder/tokenizer.json"
-}
+. "$here/full.sh"
 
 synth() {       # weights: f16 or int8
     [ ! -e "$model.$1/done" ] || return 0
-    configs "$model.$1"
+    full_text "$model.$1"
     [ "$1" = f16 ] || synth f16 || return 1
     for part in text_encoder text_encoder_2; do
         if [ "$1" = int8 ] && [ $part = text_encoder_2 ]; then          # small, and never quantized

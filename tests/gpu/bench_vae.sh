@@ -20,16 +20,12 @@ failed=0
 
 # ---- inputs ----
 
-mkdir -p "$dir/model/vae"
-cat >"$dir/model/vae/config.json" <<'JSON'
-{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 16, "norm_num_groups": 32, "in_channels": 3,
- "out_channels": 3, "sample_size": 256, "sample_tsize": 64, "scaling_factor": 0.476986, "mid_block_add_attention": true,
- "mid_block_causal_attn": true, "act_fn": "silu"}
-JSON
+. "$here/full.sh"
+full_vae "$dir/model"
 hv-weights synth -q --dtype f16 "$dir/model/vae/config.json" 1 "$dir/model/vae/model.safetensors" || exit
 width=${SIZE%x*} height=${SIZE#*x}
 "$PYTHON" - "$dir" "$width" "$height" "$FRAMES" <<'PY' || exit
-import array, json, random, struct, sys, zlib
+import array, json, random, struct, sys
 dir, w, h, n = sys.argv[1], *map(int, sys.argv[2:])
 shape = [16, (n + 3) // 4, h // 8, w // 8]
 random.seed(1)
@@ -40,11 +36,8 @@ head = json.dumps({"latents": {"dtype": "F32", "shape": shape, "data_offsets": [
                    "__metadata__": {"format": "hv", "hv.version": "1", "hv.fps": "25", "hv.frames": str(n)}}).encode()
 head += b" " * (-len(head) % 8)
 open(dir + "/latents.st", "wb").write(struct.pack("<Q", len(head)) + head + data)
-rows = b"".join(b"\0" + bytes((x * 255 // w, y * 255 // h, (x * y) % 251)[c] for x in range(w) for c in range(3)) for y in range(h))
-chunk = lambda t, d: struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
-open(dir + "/picture.png", "wb").write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 2, 0, 0, 0)) +
-                                       chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b""))
 PY
+full_picture "$dir/picture.png" "$width" "$height" || exit
 
 # ---- rows ----
 

@@ -7,7 +7,7 @@ set -u
 : "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}"
 : "${UNITS:=test_ops test_ops_image test_dit}"          # programs of tests/unit that heed HV_TEST_DEVICE
 : "${GOLDENS:=transformer sampling text vae}"           # folders of tests/golden
-: "${SANITIZED:=test_ops}"                              # of UNITS, under memcheck
+: "${SANITIZED:=test_ops test_ops_image}"                              # of UNITS, under memcheck
 : "${RACED:=attention attention_k* norms qk_norm* rope* copy_c* gather* dequantize residuals}"      # tests of test_ops, under racecheck
 : "${SANITIZER_SECONDS:=900}"                           # for one program
 : "${COSINE:=0.9995}"                                   # bf16 against f32, tests/golden/README.md
@@ -17,7 +17,8 @@ BIN=$(cd "$BIN" && pwd) BUILD=$(cd "$BUILD" && pwd) || exit 1
 PATH=$BIN:$PATH
 log=$BUILD/test-gpu.log
 dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
+running=
+trap '[ -z "$running" ] || kill $running 2>/dev/null; rm -rf "$dir"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 HV_LOCK=$dir
@@ -297,36 +298,51 @@ else
     result $? "a budget below the context: status 5, $(head -n 1 "$dir/log")"
 fi
 
-# ---- under compute-sanitizer ----
+# ---- under compute-sanitizer ---- which takes its time, most of it a processor's: all at once
 
+checks=0
 sanitize() {    # tool, what, command...
-    tool=$1 what=$2
+    checks=$((checks + 1))
+    echo "$1: $2" >"$dir/check.$checks"
+    echo "# $*" >"$dir/check.$checks.command"
+    tool=$1
     shift 2
-    logged timeout "$SANITIZER_SECONDS" compute-sanitizer --tool "$tool" --error-exitcode 99 "$@"
-    rc=$?
-    case $rc in
-        0) result 0 "$tool: $what" ;;
-        124) result 1 "$tool: $what: more than $SANITIZER_SECONDS s" ;;
-        *) result 1 "$tool: $what: status $rc"
-           grep '^=========' "$dir/log" | head -n 12 | sed 's/^/# /' ;;
-    esac
+    timeout "$SANITIZER_SECONDS" compute-sanitizer --tool "$tool" --error-exitcode 99 "$@" >"$dir/check.$checks.log" 2>&1 &
+    running="$running $!"
 }
 
 if ! command -v compute-sanitizer >/dev/null; then
     skip "memcheck and racecheck" "compute-sanitizer is not on the PATH"
 else
     for t in $SANITIZED; do
-        sanitize memcheck "$t" "$BUILD/tests/unit/$t"
+        # What is only larger is left out: the definitions take as long here as everywhere.
+        sanitize memcheck "$t" env OMP_NUM_THREADS=4 HV_TEST_SMALL=1 "$BUILD/tests/unit/$t"
     done
     # shellcheck disable=SC2086
-    sanitize memcheck "hv-denoise" hv-denoise -q --device "$DEVICE" --steps 1 $files -o "$dir/sanitized.st"
-    sanitize memcheck "hv-text" hv-text -q --device "$DEVICE" --image-size 128 -p "a person speaking" "$root/examples/portrait.png" \
-        -o "$dir/sanitized.st"
+    sanitize memcheck "hv-denoise" env HV_LOCK=0 hv-denoise -q --device "$DEVICE" --steps 1 $files -o "$dir/sanitized.st"
+    sanitize memcheck "hv-text" env HV_LOCK=0 hv-text -q --device "$DEVICE" --image-size 128 -p "a person speaking" \
+        "$root/examples/portrait.png" -o "$dir/sanitized-text.st"
+    sanitize memcheck "hv-decode" env HV_LOCK=0 hv-decode -q --device "$DEVICE" -f rgb -o "$dir/sanitized.rgb" "$dir/cpu/latent.st"
     # Races are looked for where all kernels are ours: those of cuBLASLt order their warps in ways that the tool does not see.
     set -f
     for only in $RACED; do
         sanitize racecheck "test_ops, $only" env HV_TEST_ONLY="$only" "$BUILD/tests/unit/test_ops"
     done
     set +f
+    sanitize racecheck "test_ops_image, groups" env HV_TEST_ONLY=groups "$BUILD/tests/unit/test_ops_image"
+    i=0
+    for pid in $running; do
+        i=$((i + 1))
+        wait "$pid"
+        rc=$?
+        what=$(cat "$dir/check.$i")
+        { echo; cat "$dir/check.$i.command" "$dir/check.$i.log"; } >>"$log"
+        case $rc in
+            0) result 0 "$what" ;;
+            124) result 1 "$what: more than $SANITIZER_SECONDS s" ;;
+            *) result 1 "$what: status $rc"
+               grep '^=========' "$dir/check.$i.log" | head -n 12 | sed 's/^/# /' ;;
+        esac
+    done
 fi
 finish

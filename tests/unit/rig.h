@@ -13,7 +13,7 @@
  * A result of 16 bits is the f32 result rounded once: half a unit of its last place is allowed on top, unless tol is 0.
  *
  * HV_TEST_DEVICE names the backend, "cpu" without it. HV_TEST_ACT: dtype of activations on a GPU, bf16 without it, or
- * f16, or f32. HV_TEST_ONLY: a pattern of names, of the tests to run. */
+ * f16, or f32. HV_TEST_ONLY: a pattern of names, of the tests to run. HV_TEST_SMALL: without the cases that are only large. */
 #ifndef RIG_H
 #define RIG_H
 

@@ -24,9 +24,10 @@ static const struct conv convs[] = {
     {1, 13, 21, 128, 64, {1, 1, 1}, {0}, {0}, 0},     {3, 7, 6, 64, 96, {3, 3, 3}, {0}, {2, 2, 2}, 0},
     {4, 5, 9, 32, 130, {3, 3, 3}, {0}, {1, 2, 2}, 0}, {5, 12, 10, 64, 64, {3, 3, 3}, {2, 2, 2}, {0}, 0},
     {3, 11, 9, 64, 3, {3, 3, 3}, {0}, {0}, 0},        {2, 9, 8, 32, 40, {3, 3, 3}, {0}, {2, 1, 2}, 0},
-    {4, 3, 64, 64, 128, {3, 3, 3}, {0}, {0}, 0},      {3, 5, 192, 72, 40, {3, 3, 3}, {0}, {0}, 0},
-    {4, 3, 32, 128, 136, {3, 3, 3}, {0}, {0}, 0},     {1, 3, 96, 136, 64, {1, 1, 1}, {0}, {0}, 0},
-    {3, 2, 64, 64, 20, {3, 3, 3}, {0}, {2, 2, 2}, 0}, {3, 3, 32, 32, 64, {3, 3, 3}, {0}, {1, 2, 2}, 0},
+    {4, 8, 16, 64, 128, {3, 3, 3}, {0}, {0}, 0},      {3, 16, 24, 72, 40, {3, 3, 3}, {0}, {0}, 0},       /* boxes of 8 by 8 */
+    {4, 8, 8, 128, 136, {3, 3, 3}, {0}, {0}, 0},      {1, 16, 40, 136, 64, {1, 1, 1}, {0}, {0}, 0},
+    {3, 8, 16, 64, 20, {3, 3, 3}, {0}, {2, 2, 2}, 0}, {3, 16, 8, 32, 64, {3, 3, 3}, {0}, {1, 2, 2}, 0},
+    {4, 24, 16, 72, 3, {3, 3, 3}, {0}, {0}, 0},       {3, 8, 8, 40, 8, {3, 3, 3}, {0}, {0}, 0},
 };
 
 static int one_or(int v)
@@ -77,6 +78,17 @@ static void conv(void **state)
             conv_case(&convs[i], types[k % 3], k < 3 ? HV_PAD_REPLICATE : HV_PAD_ZERO, (enum hv_act)((i + k) % HV_ACTS),
                       (int)((i + k) % 3), (int)(k & 1), k % 2 ? 3 : 8);
         }
+}
+
+/* More tiles than a GPU has multiprocessors, by some rounds: what is carried from one to the next. */
+static void conv_of_many_tiles(void **state)
+{
+    static const struct conv large[] = {{3, 160, 160, 32, 136, {3, 3, 3}, {0}, {0}, 0}, {1, 400, 240, 64, 136, {1, 1, 1}, {0}, {0}, 0},
+                                        {3, 64, 96, 32, 40, {3, 3, 3}, {0}, {2, 2, 2}, 0}, {3, 480, 400, 32, 3, {3, 3, 3}, {0}, {0}, 0}};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT(large) && rig.gpu && rig.act != HV_F32 && !getenv("HV_TEST_SMALL"); i++)
+        conv_case(&large[i], rig.act, HV_PAD_REPLICATE, HV_ACT_NONE, (int)i % 3, 1, 8);
 }
 
 static void groups_case(const int64_t *n, int64_t groups, int64_t gap, int in_place, enum hv_act act)
@@ -172,7 +184,7 @@ static void patches(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(conv), TEST(groups), TEST(max_pool), TEST(upsample2),
+        TEST(conv), TEST(conv_of_many_tiles), TEST(groups), TEST(max_pool), TEST(upsample2),
         TEST(patches),
     };
 
