@@ -60,22 +60,39 @@ void vae_store_bytes(const struct vae_config *c, const struct vae_opts *o, size_
     hv_wlist_close(&l);
 }
 
-static void fill(struct vae *v, const struct vae_store *s, float *wide)
+#define PIECE 4096
+
+/* n values of another dtype, by way of f32. */
+static void convert(hv_dtype type, char *to, const hv_tensor t, int64_t n)
+{
+    const size_t from = hv_dtype_size(t.dtype), each = hv_dtype_size(type);
+    float wide[PIECE];
+
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const size_t now = (size_t)(n - i < PIECE ? n - i : PIECE);
+        hv_to_f32(wide, t.dtype, (const char *)t.data + (size_t)i * from, now);
+        hv_from_f32(type, to + (size_t)i * each, wide, now);
+    }
+}
+
+/* By all cores: most of it is waiting for pages of the file. */
+static void fill(struct vae *v, const struct vae_store *s, hv_tensor *from)
 {
     const hv_dtype act = vae_act(&v->o);
 
+    for (int i = 0; i < s->list.n; i++)
+        if (!(from[i] = hv_weight(v->w, "%s", s->list.w[i].name)).data)
+            return;                     /* a fault of the weights' device */
+#pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < s->list.n; i++) {
         const struct hv_wspec *w = &s->list.w[i];
-        const hv_tensor t = hv_weight(v->w, "%s", w->name);
+        const hv_tensor t = from[i];
+        const hv_dtype type = is_matrix(w) ? act : HV_F32;
         char *to = s->host[row_of(w)] + s->at[i];
-        if (!t.data)
-            return;                     /* a fault of the weights' device */
-        if (t.dtype == (is_matrix(w) ? act : HV_F32)) {
+        if (t.dtype == type)
             memcpy(to, t.data, bytes_of(w, act));
-            continue;
-        }
-        hv_to_f32(wide, t.dtype, t.data, (size_t)hv_count(t));
-        hv_from_f32(act, to, wide, (size_t)hv_count(t));
+        else
+            convert(type, to, t, hv_count(t));
     }
 }
 
@@ -91,29 +108,24 @@ static void send(struct vae *v, int row)
 int vae_store_open(struct vae *v, struct hv_err *e)
 {
     struct vae_store *s = v->store = calloc(1, sizeof *s);
-    size_t most = 0;
-    float *wide;
+    hv_tensor *from;
 
     if (!s)
         return hv_fail(e, HV_ENOMEM, "vae: out of memory");
     vae_part_weights(&s->list, &v->c, v->o.part);
-    for (int i = 0; i < s->list.n; i++) {
-        const size_t n = (size_t)hv_shape_count(s->list.w[i].ndim, s->list.w[i].shape);
-        most = n > most ? n : most;
-    }
     s->at = calloc((size_t)s->list.n + 1, sizeof *s->at);
-    wide = malloc(most * sizeof *wide);
-    if (s->at && wide)
+    from = calloc((size_t)s->list.n + 1, sizeof *from);
+    if (s->at && from)
         place(&s->list, vae_act(&v->o), s->at, s->bytes);
-    for (int k = 0; k < VAE_WEIGHT_ROWS && s->at && wide && !e->code; k++)
+    for (int k = 0; k < VAE_WEIGHT_ROWS && s->at && from && !e->code; k++)
         s->host[k] = s->bytes[k] ? hv_dev_pin(v->d, s->bytes[k], e) : NULL;
-    if (!e->code && (!s->at || !wide))
+    if (!e->code && (!s->at || !from))
         hv_fail(e, HV_ENOMEM, "vae: out of memory");
     if (!e->code) {
-        fill(v, s, wide);
+        fill(v, s, from);
         send(v, VAE_WEIGHT_ROWS - 1);
     }
-    free(wide);
+    free(from);
     return e->code;
 }
 

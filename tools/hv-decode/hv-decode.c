@@ -180,13 +180,22 @@ static int decode_tile(void *ctx, hv_tensor y, const struct tile_part *p, struct
     return hv_dev_sync(j->stage.dev, e);
 }
 
-/* byte = trunc(clamp(x / 2 + 0.5, 0, 1) * 255) */
-static void to_bytes(uint8_t *rgb, const float *x, int64_t n)
+/* byte = trunc(clamp(x / 2 + 0.5, 0, 1) * 255); 1: a value is NaN or Inf. By all cores: a GPU waits for the last frames of a slab. */
+static int to_bytes(uint8_t *rgb, hv_tensor frame)
 {
-    for (int64_t i = 0; i < n; i++) {
-        const float v = x[i] / 2 + 0.5f;
-        rgb[i] = (uint8_t)((v < 0 ? 0 : v > 1 ? 1 : v) * 255.0f);
+    const float *x = frame.data;
+    const int64_t rows = frame.shape[0], n = frame.shape[1] * frame.shape[2];
+    int bad = 0;
+
+#pragma omp parallel for reduction(| : bad)
+    for (int64_t r = 0; r < rows; r++) {
+        bad |= hv_first_nonfinite(hv_index(frame, r)) >= 0;
+        for (int64_t i = r * n; i < (r + 1) * n; i++) {
+            const float v = x[i] / 2 + 0.5f;
+            rgb[i] = (uint8_t)((v < 0 ? 0 : v > 1 ? 1 : v) * 255.0f);
+        }
     }
+    return bad;
 }
 
 static int take_frames(void *ctx, hv_tensor y, int64_t first, struct hv_err *e)
@@ -197,9 +206,8 @@ static int take_frames(void *ctx, hv_tensor y, int64_t first, struct hv_err *e)
     for (int64_t t = 0; t < y.shape[0] && first + t < j->frames; t++) {
         const hv_tensor f = hv_index(y, t);
         uint8_t *rgb = j->rgb + (o.kind == HV_VIDEO_ST ? (first + t) * n : 0);
-        if (hv_first_nonfinite(f) >= 0)
+        if (to_bytes(rgb, f))
             return hv_fail(e, HV_ENUM, "frame %lld: the decoder gave NaN or Inf", (long long)(first + t));
-        to_bytes(rgb, f.data, n);
         if (o.kind != HV_VIDEO_ST && hv_video_frame(j->video, rgb, e))
             return e->code;
         j->done++;
