@@ -43,7 +43,13 @@ skip() {        # what why
     echo "ok $n - $1 # skip $2"
 }
 
+began=$(date +%s)
+part() {        # what begins
+    echo "# $(($(date +%s) - began)) s: $1"
+}
+
 finish() {
+    part "the end"
     echo "1..$n"
     echo "log: $log"
     echo "$passed passed, $failed failed$([ $skipped = 0 ] || echo ", $skipped skipped")"
@@ -107,6 +113,7 @@ fi
 
 # ---- programs ----
 
+part units
 tap test_device "$probe"
 for t in $UNITS; do
     if [ -x "$BUILD/tests/unit/$t" ]; then
@@ -128,6 +135,7 @@ done
 
 # ---- goldens ----
 
+part goldens
 for part in $GOLDENS; do
     # Not locked: the runner holds the device and starts programs that want it.
     logged env HV_LOCK=0 "$BUILD/tests/golden/golden" --bin "$BIN" --device "$DEVICE" --only "/$part/" tests/golden
@@ -147,6 +155,7 @@ done
 
 # ---- the programs together: the example portrait, on the CPU and on the GPU ----
 
+part programs
 # Two heads, so that there is something to group.
 mkdir "$dir/config" && cp -r examples/model-tiny/. "$dir/config"
 sed 's/"hidden_size": 128/"hidden_size": 256/; s/"num_heads": 1/"num_heads": 2/' \
@@ -231,6 +240,7 @@ done
 
 # ---- memory: what was planned is what is taken ----
 
+part memory
 # Two blocks of each kind have the peak of sixty; rows, widths and rings are those of the full size.
 mkdir -p "$dir/short/transformer"
 echo '{"depth_double_blocks": 2, "depth_single_blocks": 2, "double_stream_list": [1]}' >"$dir/short/transformer/config.json"
@@ -300,6 +310,7 @@ fi
 
 # ---- under compute-sanitizer ---- which takes its time, most of it a processor's: all at once
 
+part compute-sanitizer
 checks=0
 sanitize() {    # tool, what, command...
     checks=$((checks + 1))

@@ -12,7 +12,7 @@ cp "$root/examples/portrait.png" "$dir/me.png"
 cp "$root/examples/speech.wav" "$dir/s.wav"
 cd "$dir" || exit 1
 hv-text -q --image-size 64 -p x me.png -o text.st && hv-text -q --image-size 64 -p y me.png -o text2.st &&
-    ffmpeg -v error -stream_loop 1 -i s.wav long.wav && hv-audio -q --max-frames 150 long.wav -o long.st &&
+    hv-audio -q --max-frames 150 "$root/examples/speech-long.flac" -o long.st &&
     hv-audio -q --max-frames 20 s.wav -o audio.st &&
     hv-face -q --image-size 64 --face full me.png -o face.st && hv-encode -q --image-size 64 me.png -o ref.st
 ok $? "stage files"

@@ -83,8 +83,9 @@ static void conv(void **state)
 /* More tiles than a GPU has multiprocessors, by some rounds: what is carried from one to the next. */
 static void conv_of_many_tiles(void **state)
 {
-    static const struct conv large[] = {{3, 160, 160, 32, 136, {3, 3, 3}, {0}, {0}, 0}, {1, 400, 240, 64, 136, {1, 1, 1}, {0}, {0}, 0},
-                                        {3, 64, 96, 32, 40, {3, 3, 3}, {0}, {2, 2, 2}, 0}, {3, 480, 400, 32, 3, {3, 3, 3}, {0}, {0}, 0}};
+    static const struct conv large[] = {{1, 128, 160, 32, 136, {1, 3, 3}, {0}, {0}, 0}, {1, 240, 320, 32, 24, {1, 3, 3}, {0}, {0}, 0},
+                                        {1, 400, 240, 64, 24, {1, 1, 1}, {0}, {0}, 0}, {2, 64, 96, 32, 24, {3, 3, 3}, {0}, {2, 2, 2}, 0},
+                                        {1, 480, 400, 32, 3, {1, 3, 3}, {0}, {0}, 0}};
 
     (void)state;
     for (size_t i = 0; i < COUNT(large) && rig.gpu && rig.act != HV_F32 && !getenv("HV_TEST_SMALL"); i++)
