@@ -99,10 +99,10 @@ void denoise_host_rows(struct hv_plan *host, const struct denoise_job *j)
 struct loop {
     struct dit *net;
     const struct denoise_job *j;
-    float   *sigma, *clip, *sum, *x, *v[2], *face;      /* face: for each token */
+    float   *sigma, *clip, *sum, *total, *x, *v[2], *face;      /* face: for each token */
     float   *clean;                                     /* the clip before a step, then without noise; NULL: nobody asks */
     float   *mask;                                      /* a voice's face mask of a window's frames, times its factor */
-    int32_t *count, *silence, *sound;
+    int32_t *silence, *sound;
     double  *tea;                                       /* of each window: changes since a full step */
     int    (*moment)[2];
     int64_t  channels, pixels;
@@ -123,11 +123,11 @@ static int make(struct loop *l, struct dit *n, const struct denoise_job *j, stru
         l->v[b] = calloc(window, sizeof *l->v[b]);
     l->face = calloc((size_t)voices(j) * window, sizeof *l->face);
     l->mask = calloc((size_t)(FLOW_WINDOW * l->pixels), sizeof *l->mask);
-    l->count = calloc((size_t)j->clip.frames, sizeof *l->count);
+    l->total = calloc((size_t)j->clip.frames, sizeof *l->total);
     l->silence = calloc((size_t)(voices(j) * FLOW_SOUND), sizeof *l->silence);
     l->sound = calloc((size_t)(voices(j) * FLOW_SOUND), sizeof *l->sound);
     l->tea = calloc((size_t)j->clip.windows, sizeof *l->tea);
-    if (!l->sigma || !l->moment || !l->clip || !l->sum || !l->x || !l->v[0] || !l->v[1] || !l->face || !l->mask || !l->count ||
+    if (!l->sigma || !l->moment || !l->clip || !l->sum || !l->x || !l->v[0] || !l->v[1] || !l->face || !l->mask || !l->total ||
         !l->silence || !l->sound || !l->tea || (j->clean_every && !l->clean))
         return hv_fail(e, HV_ENOMEM, "denoise: out of memory");
     for (int64_t k = 0; k < voices(j) * FLOW_SOUND; k++)
@@ -148,7 +148,7 @@ static void unmake(struct loop *l)
     free(l->v[1]);
     free(l->face);
     free(l->mask);
-    free(l->count);
+    free(l->total);
     free(l->silence);
     free(l->sound);
     free(l->tea);
@@ -312,9 +312,11 @@ static int step(struct loop *l, int i, struct hv_err *e)
     const struct denoise_job *j = l->j;
     const int64_t F = j->clip.frames, C = l->channels, P = l->pixels;
     int32_t frame[FLOW_WINDOW], row[FLOW_SOUND];
+    float weight[FLOW_WINDOW];
 
     memset(l->sum, 0, (size_t)(F * C * P) * sizeof *l->sum);
-    memset(l->count, 0, (size_t)F * sizeof *l->count);
+    memset(l->total, 0, (size_t)F * sizeof *l->total);
+    flow_window_weights(&j->clip, weight);
     for (int64_t w = 0; w < j->clip.windows; w++) {
         const int64_t start = flow_window_start(&j->clip, i, w);
         flow_window_frames(&j->clip, start, frame);
@@ -327,9 +329,9 @@ static int step(struct loop *l, int i, struct hv_err *e)
         if (predict(l, i, w, frame, e))
             return e->code;
         flow_euler(l->v[0], l->x, l->v[0], l->sigma[i + 1] - l->sigma[i], (size_t)(FLOW_WINDOW * C * P), j->carry);
-        flow_accumulate(l->sum, l->count, l->v[0], C, F, P, frame, j->carry);
+        flow_accumulate(l->sum, l->total, l->v[0], weight, C, F, P, frame, j->carry);
     }
-    flow_average(l->clip, l->sum, l->count, C, F, P, j->carry);
+    flow_average(l->clip, l->sum, l->total, C, F, P, j->carry);
     see(l, i, -1, "latents", l->clip, F);
     return 0;
 }

@@ -237,9 +237,32 @@ struct flow_clip flow_clip(int64_t wanted, int64_t max_frames)
     return c;
 }
 
+void flow_clip_overlap(struct flow_clip *c, int64_t overlap)
+{
+    const int64_t apart = FLOW_WINDOW - overlap;
+
+    assert(overlap > 0 && overlap < FLOW_WINDOW);
+    if (c->windows == 1)
+        return;
+    c->overlap = overlap;
+    c->windows = (c->video + apart - 1) / apart;
+    if (c->windows < 2)
+        c->windows = 2;                 /* around the end, too, a window has a neighbour */
+    c->frames = c->noise_frames < apart * c->windows ? c->noise_frames : apart * c->windows;
+    c->sound = FLOW_STRIDE * c->frames;
+}
+
 int64_t flow_window_start(const struct flow_clip *c, int i, int64_t w)
 {
-    return FLOW_WINDOW * w - i * c->offset % FLOW_WINDOW;
+    return (c->overlap ? w * c->frames / c->windows : FLOW_WINDOW * w) - i * c->offset % FLOW_WINDOW;
+}
+
+void flow_window_weights(const struct flow_clip *c, float weight[FLOW_WINDOW])
+{
+    for (int64_t k = 0; k < FLOW_WINDOW; k++) {
+        const int64_t end = k < FLOW_WINDOW - 1 - k ? k : FLOW_WINDOW - 1 - k;
+        weight[k] = end < c->overlap ? (float)(end + 1) / (float)(c->overlap + 1) : 1;
+    }
 }
 
 void flow_window_frames(const struct flow_clip *c, int64_t start, int32_t frame[FLOW_WINDOW])
@@ -276,28 +299,30 @@ void flow_gather(float *x, const float *clip, int64_t channels, int64_t frames, 
             memcpy(x + (c * FLOW_WINDOW + k) * pixels, clip + (c * frames + frame[k]) * pixels, (size_t)pixels * sizeof *x);
 }
 
-void flow_accumulate(float *acc, int32_t *count, const float *y, int64_t channels, int64_t frames, int64_t pixels,
+void flow_accumulate(float *acc, float *total, const float *y, const float *weight, int64_t channels, int64_t frames, int64_t pixels,
                      const int32_t *frame, enum flow_carry carry)
 {
     for (int64_t c = 0; c < channels; c++)
         for (int64_t k = 0; k < FLOW_WINDOW; k++) {
             float *a = acc + (c * frames + frame[k]) * pixels;
             const float *b = y + (c * FLOW_WINDOW + k) * pixels;
-            for (int64_t p = 0; p < pixels; p++)
-                a[p] = carry == FLOW_REFERENCE ? f16(a[p] + b[p]) : a[p] + b[p];
+            for (int64_t p = 0; p < pixels; p++) {
+                const float sum = a[p] + weight[k] * b[p];
+                a[p] = carry == FLOW_REFERENCE ? f16(sum) : sum;
+            }
         }
     for (int64_t k = 0; k < FLOW_WINDOW; k++)
-        count[frame[k]]++;
+        total[frame[k]] += weight[k];
 }
 
-void flow_average(float *clip, const float *acc, const int32_t *count, int64_t channels, int64_t frames, int64_t pixels,
+void flow_average(float *clip, const float *acc, const float *total, int64_t channels, int64_t frames, int64_t pixels,
                   enum flow_carry carry)
 {
     for (int64_t c = 0; c < channels; c++)
         for (int64_t f = 0; f < frames; f++)
             for (int64_t p = 0; p < pixels; p++) {
                 const int64_t at = (c * frames + f) * pixels + p;
-                const float v = acc[at] / (float)count[f];
+                const float v = acc[at] / total[f];
                 clip[at] = carry == FLOW_REFERENCE ? f16(v) : v;
             }
 }

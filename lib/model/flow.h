@@ -79,11 +79,17 @@ struct flow_clip {
     int64_t sound;              /* rows of the sound buffer: rows, then zeros, or cut */
     int64_t windows;            /* a step */
     int64_t offset;             /* latent frames by which the windows move back each step */
+    int64_t overlap;            /* latent frames that neighbours share at least, and over which one fades into the other; 0: the
+                                 * reference's windows, side by side and averaged where the last one wraps around */
     int64_t decoded, written;   /* video frames decoded, and kept */
 };
 
 /* wanted >= 1; max_frames cuts the rows that count (the reference: 400), 0: any length. */
 struct flow_clip flow_clip(int64_t wanted, int64_t max_frames);
+
+/* The same clip in as many windows as overlap by that many frames or more, at equal distances; the loop has no more frames than they
+ * reach. Not the reference's. 0 < overlap < FLOW_WINDOW; a clip of one window stays what it is. */
+void flow_clip_overlap(struct flow_clip *c, int64_t overlap);
 
 /* First latent frame of window w of step i; may be negative: windows wrap around the end of the clip. */
 int64_t flow_window_start(const struct flow_clip *c, int i, int64_t w);
@@ -91,6 +97,9 @@ int64_t flow_window_start(const struct flow_clip *c, int i, int64_t w);
 /* frame[k] = (start + k) mod F, row[k] = (4 start + k) mod sound. */
 void flow_window_frames(const struct flow_clip *c, int64_t start, int32_t frame[FLOW_WINDOW]);
 void flow_window_sound(const struct flow_clip *c, int64_t start, int32_t row[FLOW_SOUND]);
+
+/* What a window's frames count: 1, or rising and falling over the overlap. */
+void flow_window_weights(const struct flow_clip *c, float weight[FLOW_WINDOW]);
 
 /* ---- the step ---- */
 
@@ -103,12 +112,12 @@ void flow_euler(float *y, const float *x, const float *v, float dt, size_t n, en
 /* Planes: `channels` of [frames, pixels]. gather: x[c][k] = clip[c][frame[k]], k < FLOW_WINDOW. */
 void flow_gather(float *x, const float *clip, int64_t channels, int64_t frames, int64_t pixels, const int32_t *frame);
 
-/* acc[c][frame[k]] += y[c][k], rounded by the carry; count[frame[k]] += 1. */
-void flow_accumulate(float *acc, int32_t *count, const float *y, int64_t channels, int64_t frames, int64_t pixels,
+/* acc[c][frame[k]] += weight[k] y[c][k], rounded by the carry; total[frame[k]] += weight[k]. */
+void flow_accumulate(float *acc, float *total, const float *y, const float *weight, int64_t channels, int64_t frames, int64_t pixels,
                      const int32_t *frame, enum flow_carry carry);
 
-/* clip[c][f] = acc[c][f] / count[f], rounded by the carry. Every frame was counted. */
-void flow_average(float *clip, const float *acc, const int32_t *count, int64_t channels, int64_t frames, int64_t pixels,
+/* clip[c][f] = acc[c][f] / total[f], rounded by the carry. No total is 0. */
+void flow_average(float *clip, const float *acc, const float *total, int64_t channels, int64_t frames, int64_t pixels,
                   enum flow_carry carry);
 
 /* x rounded to f16, in place: the start of a REFERENCE run. */

@@ -17,7 +17,8 @@
  *
  * Prints one line a figure: name, tab, value. "lag K": correlation of the mouth K frames later with the sound. "open", "shut":
  * mean area where o > 0.5 and o < 0.01; "area": the median of all frames. "background": PSNR to the portrait outside head and body; "still": the same to the mean
- * of the clip's frames. "seam": largest difference between two frames where windows meet, in medians of all. "-": not there. */
+ * of the clip's frames. "seam": largest difference between two frames where windows meet, in medians of all; "head seam", "head else": outside of
+ * the mouth box, there and at all other frames. "-": not there. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <stdio.h>
@@ -235,18 +236,24 @@ static void background(const struct video *v, const struct box *b, const uint8_t
     print("still", psnr(moved, n));
 }
 
-static double seam(const struct video *v, const int *at, int n)
+/* The largest difference between two frames at the n frames, or at all but these, in medians of all; without the pixels of a box. */
+static double seam(const struct video *v, const int *at, int n, int others, const struct box *without)
 {
-    const int64_t size = v->h * v->w * 3;
     double worst = 0, *d = memory((size_t)v->frames, sizeof *d);
 
     for (int64_t f = 1; f < v->frames; f++)
-        for (int64_t i = 0; i < size; i++)
-            d[f - 1] += fabs((double)v->rgb[f * size + i] - (double)v->rgb[(f - 1) * size + i]);
+        for (int64_t y = 0; y < v->h; y++)
+            for (int64_t x = 0; x < v->w; x++)
+                for (int c = 0; c < 3 && (!without || outside(without, y, x)); c++)
+                    d[f - 1] += fabs((double)pixel(v, f, y, x)[c] - (double)pixel(v, f - 1, y, x)[c]);
     const double median = v->frames > 2 ? quantile(d, v->frames - 1, 0.5) : NAN;
-    for (int i = 0; i < n; i++)
-        if (at[i] > 0 && at[i] < v->frames)
-            worst = fmax(worst, d[at[i] - 1]);
+    for (int64_t f = 1; f < v->frames; f++) {
+        int here = 0;
+        for (int i = 0; i < n; i++)
+            here |= at[i] == f;
+        if (here != others)
+            worst = fmax(worst, d[f - 1]);
+    }
     free(d);
     return median > 0 ? worst / median : NAN;
 }
@@ -340,8 +347,11 @@ int main(int argc, char **argv)
     }
     if (face.given && portrait)
         background(&v, &face, im.rgb);
-    if (n_seams)
-        print("seam", seam(&v, seams, n_seams));
+    if (n_seams) {
+        print("seam", seam(&v, seams, n_seams, 0, NULL));
+        print("head seam", seam(&v, seams, n_seams, 0, &mouth));
+        print("head else", seam(&v, seams, n_seams, 1, &mouth));
+    }
     free(a);
     free(o);
     hv_image_close(&im);

@@ -170,6 +170,7 @@ wants 6 'cuda' 'a device that is not there' run --device cuda:9 $all -o x.st
 wants 2 'steps' 'no steps' run --steps 0 $all
 wants 2 'cache' 'a list without step 0' run --cache 1,2 $all
 wants 2 'carry' 'an unknown carry' run --carry bf16 $all
+wants 2 'overlap' 'more overlap than half a window' run --overlap 17 $all
 wants 2 'rng' 'an unknown generator' run --rng cuda:132 $all
 wants 2 'chunk-rows' 'no rows' run --chunk-rows 0 $all
 wants 2 'divide' 'a group that does not divide' run --head-group 3 $all

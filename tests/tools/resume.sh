@@ -53,6 +53,7 @@ case_of 'one window' "$short" 12 --cache scaled --carry reference
 case_of 'one window' "$short" 6 --cache 0-2 --guidance 1
 case_of 'two windows' "$sliding" 8 --cache 0-2,5
 case_of 'two windows' "$sliding" 12 --cache 0-10
+case_of 'windows that overlap' "$sliding" 6 --cache 0-2 --overlap 6
 case_of 'one window' "$short" 10 --cache tea:0.3
 case_of 'two windows' "$sliding" 10 --cache tea:0.3
 case_of 'two windows' "$sliding" 10 --cache mag:2
@@ -187,6 +188,7 @@ set -- --state s.st --resume -o x.st
     refused 'another seed' 'seed was 128, is 5' run $opts --seed 5 $short "$@"
     refused 'other steps and shift' 'steps was 6, is 7.*shift' run --steps 7 --cache 0-2,4 --shift 4 $short "$@"
     refused 'another cache' 'cache was 0-2,4, is none' run --steps 6 --cache none $short "$@"
+    refused 'another overlap' 'overlap' run $opts --overlap 6 $short "$@"
     refused 'another guidance' 'guidance' run $opts --guidance 7.50000000000001 $short "$@"
     refused 'another sound' 'audio.features is another' run $opts text.st long.st face.st ref.st "$@"
     refused 'another prompt' 'text.states is another' run $opts text2.st audio.st face.st ref.st "$@"

@@ -156,11 +156,48 @@ static void windows(void **state)
         assert_int_equal(flow_window_start(&c, i, 0), -shifts[i]);
 }
 
+/* Overlapping: neighbours share that many frames or more, nothing is left out, weights fade to nothing at a window's ends. */
+static void overlap(void **state)
+{
+    float weight[FLOW_WINDOW];
+
+    (void)state;
+    for (int64_t length = 1; length < 4000; length += 37)
+        for (int64_t n = 1; n <= 16; n += 5) {
+            const struct flow_clip plain = flow_clip(length, 0);
+            struct flow_clip c = plain;
+            flow_clip_overlap(&c, n);
+            if (plain.windows == 1) {
+                assert_memory_equal(&c, &plain, sizeof c);
+                continue;
+            }
+            assert_true(c.video <= c.frames && c.frames <= c.noise_frames && c.frames >= FLOW_WINDOW && c.rows <= c.sound);
+            flow_window_weights(&c, weight);
+            assert_true(weight[0] * (float)(n + 1) == 1 && weight[FLOW_WINDOW - 1] * (float)(n + 1) == 1 && weight[16] == 1);
+            float *total = calloc((size_t)c.frames, sizeof *total);
+            for (int i = 0; i < 4; i++) {
+                memset(total, 0, (size_t)c.frames * sizeof *total);
+                for (int64_t w = 0; w < c.windows; w++) {
+                    const int64_t s = flow_window_start(&c, i, w), next = w + 1 < c.windows ? flow_window_start(&c, i, w + 1) : s;
+                    int32_t f[FLOW_WINDOW];
+                    assert_true(next - s <= FLOW_WINDOW - n);
+                    flow_window_frames(&c, s, f);
+                    for (int k = 0; k < FLOW_WINDOW; k++)
+                        total[f[k]] += weight[k];
+                }
+                for (int64_t k = 0; k < c.frames; k++)
+                    assert_true(total[k] > 0.99f && total[k] < 2.5f);
+            }
+            free(total);
+        }
+}
+
 static void carry(void **state)
 {
     float x[2] = {1, 100.0625f}, v[2] = {-0.3f, 1}, y[2], acc[2 * FLOW_WINDOW] = {0}, clip[2 * FLOW_WINDOW];
     float window[2 * FLOW_WINDOW];
-    int32_t count[FLOW_WINDOW] = {0}, frame[FLOW_WINDOW];
+    float total[FLOW_WINDOW] = {0}, one[FLOW_WINDOW];
+    int32_t frame[FLOW_WINDOW];
 
     (void)state;
     flow_euler(y, x, v, -0.01f, 2, FLOW_FLOAT32);
@@ -170,14 +207,15 @@ static void carry(void **state)
     near((double)y[0], 1, 0);                           /* bf16 has steps of 2^-7 above 1 */
     near((double)y[1], 100, 0);
     for (int k = 0; k < FLOW_WINDOW; k++) {
+        one[k] = 1;
         frame[k] = (k + 5) % FLOW_WINDOW;
         window[k] = (float)k + 0.0001f;
         window[FLOW_WINDOW + k] = -1;
     }
     for (int twice = 0; twice < 2; twice++)
-        flow_accumulate(acc, count, window, 2, FLOW_WINDOW, 1, frame, FLOW_REFERENCE);
-    flow_average(clip, acc, count, 2, FLOW_WINDOW, 1, FLOW_REFERENCE);
-    assert_int_equal(count[0], 2);
+        flow_accumulate(acc, total, window, one, 2, FLOW_WINDOW, 1, frame, FLOW_REFERENCE);
+    flow_average(clip, acc, total, 2, FLOW_WINDOW, 1, FLOW_REFERENCE);
+    near((double)total[0], 2, 0);
     near((double)clip[5 + 8], 8, 0);                    /* f16 has steps of 2^-7 at 8 */
     near((double)clip[FLOW_WINDOW], -1, 0);
     flow_gather(window, clip, 2, FLOW_WINDOW, 1, frame);
@@ -200,7 +238,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(schedule), cmocka_unit_test(guidance), cmocka_unit_test(step_cache), cmocka_unit_test(step_lists),
-        cmocka_unit_test(lengths), cmocka_unit_test(windows), cmocka_unit_test(carry), cmocka_unit_test(rope),
+        cmocka_unit_test(lengths), cmocka_unit_test(windows), cmocka_unit_test(overlap), cmocka_unit_test(carry), cmocka_unit_test(rope),
     };
 
     cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -37,6 +37,7 @@ static const struct hv_opt opts[] = {
     {"preview", 0, HV_OPT_STR, &o.preview, "FILE", "show the latents as they become: a sheet in FILE.png, or FILE.mp4", 0, 0},
     {"preview-every", 0, HV_OPT_INT, &o.preview_every, "N", "a preview each N steps (default: 5)", 1, FLOW_STEPS_MAX},
     {"max-frames", 0, HV_OPT_INT, &o.max_frames, "N", "hear at most N frames of sound (the reference: 400)", 1, 1e9},
+    {"overlap", 0, HV_OPT_INT, &o.overlap, "N", "latent frames that windows of a long clip share and fade over (default: 0)", 0, 16},
     {"vram", 0, HV_OPT_SIZE, &o.vram, "SIZE", "memory of the device, as 4G; chunks are shortened to fit", 0, 0},
     {"ram", 0, HV_OPT_SIZE, &o.ram, "SIZE", "memory of the host, without mapped weights", 0, 0},
     {"head-group", 0, HV_OPT_INT, &o.head_group, "N", "heads at a time; divides the model's heads (default: auto)", 1, 1024},
@@ -171,6 +172,8 @@ static void fill_job(struct denoise_job *j, const struct input *x, struct settin
     j->fixed.fps = (float)(x->fps ? x->fps : 25);
     j->fixed.guidance = (float)(o.guidance * 1000);     /* only where the config embeds it */
     j->clip = flow_clip(x->wanted, o.max_frames);
+    if (o.overlap)
+        flow_clip_overlap(&j->clip, o.overlap);
     j->strength = o.strength > 0 ? o.strength : -1;
     j->steps = (int)o.steps;
     j->shift = o.shift;
@@ -360,6 +363,8 @@ void stamp(struct hv_out *out, const struct denoise_job *j, const struct input *
     hv_out_meta(out, "hv.guidance", "%g", o.guidance);
     hv_out_meta(out, "hv.cache", "%s", o.cache);
     hv_out_meta(out, "hv.carry", "%s", o.carry);
+    if (o.overlap)
+        hv_out_meta(out, "hv.overlap", "%lld", (long long)o.overlap);
     if (j->voices > 1)
         hv_out_meta(out, "hv.voices", "%d", j->voices);
     if (o.strength < 1 || o.strength > 1)

@@ -11,7 +11,7 @@
 
 struct options {
     struct hv_common c;
-    int64_t        steps, seed, max_frames, text_rows, head_group, repeat;
+    int64_t        steps, seed, max_frames, overlap, text_rows, head_group, repeat;
     double         shift, guidance;
     const char    *rng, *noise, *cache, *carry, *size, *frames, *plan, *bench, *chunk_rows;
     const char    *activations, *gemm, *ring, *attention, *stream, *branches, *ahead, *resident, *dtype;
