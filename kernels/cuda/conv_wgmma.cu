@@ -14,6 +14,7 @@
  *
  * Needs code for sm_90a (ARCH with 90a). Built for sm_90 the kernels are empty and conv_mma.cu's are taken: the host tells by the
  * shared memory that a kernel declares. */
+#include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/conv.cuh"
 
 #define BM      256
@@ -33,23 +34,6 @@ struct tiles {
 };
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-__device__ static inline void barrier_open(uint32_t bar, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-
-__device__ static inline void arrive(uint32_t bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-
-__device__ static inline void wait(uint32_t bar, int parity)
-{
-    asm volatile("{\n\t.reg .pred p;\n"
-                 "again:\n\tmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n\t"
-                 "@!p bra again;\n\t}" ::"r"(bar), "r"(parity) : "memory");
-}
 
 __device__ static inline void copy16(uint32_t to, const void *from, int bytes)      /* the rest of 16 is zeros */
 {
@@ -169,7 +153,7 @@ __device__ static inline void fetch(const struct conv_product &p, const struct t
                 for (int q = 0; threadIdx.x == 0 && q < TAPS * TAPS; q++) {
                     const uint32_t full = bar + W_FULL + 8 * ws;
                     wait(bar + W_EMPTY + 8 * ws, pw);
-                    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full), "r"(N * 128) : "memory");
+                    expect(full, N * 128);
                     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                                      pixels + B::STAGES * B::STAGE + ws * CONV_TILE),
                                  "l"(w + ((int64_t)(a * TAPS * TAPS + q) * slices + slice) * CONV_TILE), "r"(N * 128), "r"(full)

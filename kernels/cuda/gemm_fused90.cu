@@ -15,6 +15,7 @@
  *
  * Needs code for sm_90a (ARCH with 90a). Built for sm_90 the kernels are empty and gemm_fused.cu's are taken: the host
  * tells by the shared memory that a kernel declares. */
+#include "kernels/cuda/barrier.cuh"
 #include "kernels/cuda/gemm_fused.cuh"
 
 #include <cuda.h>
@@ -32,28 +33,6 @@ struct wide {
 /* ---- instructions ---- */
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-
-__device__ static inline void barrier_open(uint32_t bar, int count)
-{
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-
-__device__ static inline void arrive(uint32_t bar)
-{
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-
-__device__ static inline void expect(uint32_t bar, int bytes)
-{
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-
-__device__ static inline void wait(uint32_t bar, int parity)
-{
-    asm volatile("{\n\t.reg .pred p;\n"
-                 "again:\n\tmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n\t"
-                 "@!p bra again;\n\t}" ::"r"(bar), "r"(parity) : "memory");
-}
 
 __device__ static inline void copy_box(uint32_t to, const CUtensorMap *map, int k, int row, uint32_t bar)
 {

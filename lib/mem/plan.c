@@ -127,7 +127,7 @@ void hv_plan_print(const struct hv_plan *p, const struct hv_dev *dev, FILE *f)
                 (double)dev->count.bytes * 1e-9, (double)dev->count.weights * 1e-9);
 }
 
-void hv_plan_print_json(const struct hv_plan *p, const struct hv_dev *dev, FILE *f)
+void hv_plan_begin_json(const struct hv_plan *p, const struct hv_dev *dev, FILE *f)
 {
     fprintf(f, "{\"rows\": [");
     for (int i = 0; i < p->n; i++) {
@@ -143,5 +143,10 @@ void hv_plan_print_json(const struct hv_plan *p, const struct hv_dev *dev, FILE 
         fprintf(f, ", \"operations\": %llu, \"flops\": %llu, \"activation_bytes\": %llu, \"weight_bytes\": %llu",
                 (unsigned long long)dev->count.launches, (unsigned long long)dev->count.flops,
                 (unsigned long long)dev->count.bytes, (unsigned long long)dev->count.weights);
+}
+
+void hv_plan_print_json(const struct hv_plan *p, const struct hv_dev *dev, FILE *f)
+{
+    hv_plan_begin_json(p, dev, f);
     fprintf(f, "}\n");
 }

@@ -53,6 +53,9 @@ void hv_plan_print(const struct hv_plan *p, const struct hv_dev *dev, FILE *f);
 /* The same as one JSON object: {"rows": [{"name", "dtype", "shape", "phases", "offset", "bytes"}], "peak_bytes", ..}. */
 void hv_plan_print_json(const struct hv_plan *p, const struct hv_dev *dev, FILE *f);
 
+/* All but the object's closing brace: the caller has more to say in it. */
+void hv_plan_begin_json(const struct hv_plan *p, const struct hv_dev *dev, FILE *f);
+
 /* Bytes of the arena after placement: the peak over phases, plus what fragmentation costs. */
 size_t hv_plan_bytes(const struct hv_plan *p);
 

@@ -246,26 +246,17 @@ static void print_text(const struct denoise_job *j, const struct fitted *f, cons
 }
 
 /* The device's table is the object; the rest are further keys. */
-static int print_json(const struct denoise_job *j, const struct fitted *f, const struct counts *c, struct hv_err *e)
+static void print_json(const struct denoise_job *j, const struct fitted *f, const struct counts *c)
 {
     static const char *const tier[] = {"device", "device", "o-host", "x-host"};
     const struct dit_size *s = &f->size;
     const struct dit_choice *k = &f->choice;
     struct rate rate;
     double forward;
-    char *text = NULL;
-    size_t n = 0;
-    FILE *m = open_memstream(&text, &n);
 
-    if (m)
-        hv_plan_print_json(&f->device, NULL, m);
-    if (!m || fclose(m) || !strrchr(text, '}')) {
-        free(text);
-        return hv_fail(e, HV_ENOMEM, "plan: out of memory");
-    }
-    *strrchr(text, '}') = 0;
-    printf("%s,\n\"context_bytes\": %zu, \"width\": %lld, \"height\": %lld, \"frames\": %lld, \"windows\": %lld,\n"
-           "\"text_rows\": %lld, \"head_group\": %lld, \"rows_attn\": %lld, \"rows_mlp\": %lld,\n", text, f->context,
+    hv_plan_begin_json(&f->device, NULL, stdout);
+    printf(",\n\"context_bytes\": %zu, \"width\": %lld, \"height\": %lld, \"frames\": %lld, \"windows\": %lld,\n"
+           "\"text_rows\": %lld, \"head_group\": %lld, \"rows_attn\": %lld, \"rows_mlp\": %lld,\n", f->context,
            (long long)s->width * 8, (long long)s->height * 8, (long long)j->clip.wanted, (long long)j->clip.windows,
            (long long)s->text_rows, (long long)k->group, (long long)k->rows_attn, (long long)k->rows_mlp);
     if (is_cuda())
@@ -285,8 +276,6 @@ static int print_json(const struct denoise_job *j, const struct fitted *f, const
     printf("\"host\": ");
     hv_plan_print_json(&f->host, NULL, stdout);
     printf("}\n");
-    free(text);
-    return 0;
 }
 
 int print_plan(const struct denoise_job *j, const struct settings *s, struct hv_err *e)
@@ -297,7 +286,7 @@ int print_plan(const struct denoise_job *j, const struct settings *s, struct hv_
 
     if (!fit(&f, s, j, NULL, s->weights, e) && !open_dry(&d, j, &f, e) && !count(&c, &d, j, &f.size, e)) {
         if (*o.plan)
-            print_json(j, &f, &c, e);
+            print_json(j, &f, &c);
         else
             print_text(j, &f, &c);
     }

@@ -212,7 +212,7 @@ int compute(struct job *j, struct hv_err *e)
         hv_note_verbose(&cli, "device: %.3f s", now() - start);
         if (!fit(&r.f, j, r.dev->kind == HV_CUDA ? &r.info : NULL, r.list, o.plan ? none : r.w, e) && !take_memory(&r, e) && !run_all(&r, e)) {
             if (o.plan)
-                print_whole(&r.f, r.list, e);
+                print_whole(&r.f, r.list);
             say_memory(&r);
         }
     }

@@ -75,7 +75,7 @@ const char *net_name(int net);                  /* "vision", "language", "clip":
 
 /* With --plan: a network, and what it has counted since the last one; all of it. */
 void print_net(struct fitted *f, struct hv_dev *dev, int net);
-int  print_whole(struct fitted *f, const struct hv_wlist list[FILES], struct hv_err *e);
+void print_whole(const struct fitted *f, const struct hv_wlist list[FILES]);
 
 /* ---- compute.c ---- */
 

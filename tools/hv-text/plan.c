@@ -166,36 +166,27 @@ static double copied(const struct fitted *f, const struct hv_wlist list[FILES])
     return sum;
 }
 
-static int print_json(const struct fitted *f, double bytes, double seconds, struct hv_err *e)
+static void print_json(const struct fitted *f, double bytes, double seconds)
 {
-    char *text = NULL;
-    size_t n = 0;
-    FILE *m = open_memstream(&text, &n);
-
-    if (m)
-        hv_plan_print_json(&f->device, NULL, m);
-    if (!m || fclose(m) || !strrchr(text, '}')) {
-        free(text);
-        return hv_fail(e, HV_ENOMEM, "plan: out of memory");
-    }
-    *strrchr(text, '}') = 0;
-    printf(", \"device\": %s, \"activations\": \"%s\"", text, hv_dtype_name(f->act[OF_LLAVA]));
+    printf(", \"device\": ");
+    hv_plan_begin_json(&f->device, NULL, stdout);
+    printf(", \"activations\": \"%s\"", hv_dtype_name(f->act[OF_LLAVA]));
     if (is_cuda())
         printf(", \"weights_dtype\": \"%s\", \"ring_bytes\": %lld, \"context_bytes\": %zu, \"predicted_bytes\": %zu,\n"
                "\"streamed_bytes\": %.0f, \"predicted_seconds\": %.4f", hv_dtype_name(f->weights[OF_LLAVA]), (long long)f->ring,
                f->context, hv_plan_bytes(&f->device) + f->context, bytes, seconds);
     printf("}}\n");
-    free(text);
-    return 0;
 }
 
-int print_whole(struct fitted *f, const struct hv_wlist list[FILES], struct hv_err *e)
+void print_whole(const struct fitted *f, const struct hv_wlist list[FILES])
 {
     const struct dit_machine m = dit_machine_of(0, 0, HV_ATT_FLASH, 0);
     const double bytes = copied(f, list), in = bytes / m.bus, seconds = in > f->flops / m.gemm ? in : f->flops / m.gemm;
 
-    if (*o.plan)
-        return print_json(f, bytes, seconds, e);
+    if (*o.plan) {
+        print_json(f, bytes, seconds);
+        return;
+    }
     printf("\nall of it: device %s, activations %s", o.c.device, hv_dtype_name(f->act[OF_LLAVA]));
     if (is_cuda())
         printf(", weights %s through a ring of %.1f MiB", hv_dtype_name(f->weights[OF_LLAVA]), (double)f->ring / MIB);
@@ -208,5 +199,4 @@ int print_whole(struct fitted *f, const struct hv_wlist list[FILES], struct hv_e
         printf("predicted: %.2f s for %.2f GB of weights at %.0f GB/s of bus, %.2f TFLOP at %.0f a second\n", seconds, bytes * 1e-9,
                m.bus * 1e-9, f->flops * 1e-12, m.gemm * 1e-12);
     }
-    return 0;
 }
