@@ -1,8 +1,9 @@
 /* state.c - a run put aside after each step and taken up again, and what signals do to it.
  *
- * The loop copies latents and step caches, and goes on; a thread writes the copy. So a step waits for the writing of an earlier
- * one at most, and twice the latents and caches is all the memory there is to it. Another thread takes the signals, which all
- * threads have blocked: it has the last copy written, then dies by the signal.
+ * The loop copies latents and step caches, and goes on; a thread writes the copy. There are two copies of the latents, so that the
+ * loop need not wait for the thread, and one of the caches, which change with steps that take long: twice the latents and once the
+ * caches is all the memory there is to it. Another thread takes the signals, which all threads have blocked: it has the last copy
+ * written, then dies by the signal.
  *
  * The file names everything that the rest of the run depends on: settings, digests of the inputs and the weights, the plan's
  * groups and chunks (they round). Its data has a digest, its metadata another one ("hv.seal"). */
@@ -27,6 +28,7 @@
 #define SEAL   "hv.seal"
 #define INPUT  "hv.input."
 #define SLICE  20000000                 /* ns between looks at the signals while the last state is being written */
+#define PIECE  ((size_t)4 << 20)        /* bytes that a core copies at a time */
 
 static const char *const tensors[] = {"text.states", "text.mask", "text.pooled", "text.neg_states", "text.neg_mask",
                                       "text.neg_pooled", "audio.features", "face.mask", "ref.latents", "noise", "voices"};
@@ -36,6 +38,12 @@ struct copy {
     const char *name;
     hv_tensor   t;
     char       *data;                   /* owned */
+};
+
+struct moment {                         /* the copy of what changes with every step */
+    float  *clip;
+    double *change;
+    int     cached;                     /* the copy of the caches belongs to it */
 };
 
 struct state {
@@ -56,14 +64,13 @@ struct state {
     int    quit, flush, stopping;       /* threads: end; write what there is; the process is about to die by a signal */
     int    looping, first, done, steps; /* where the loop is */
     double began, last;                 /* time of the first step; of the last writing */
-    int    busy;                        /* the copy is being made or written */
-    int    copied, tried, written;      /* steps of the copy, of the last writing, of the file */
+    int    filling, busy;               /* a copy is being made; one is being written */
+    int    copied, tried, written;      /* steps of the last copy, of the last writing, of the file */
     int    failed;                      /* the last writing failed, and it was said */
-    int    cached;                      /* the copy of the caches belongs to the copy */
+    struct moment moment[2];
+    int    next;                        /* of the two: the last copy until it is being written, then where the next one goes */
+    size_t clip_bytes, change_bytes;
     uint64_t version;
-    float  *clip;
-    double *change;                     /* of the copy */
-    size_t  clip_bytes, change_bytes;
     struct copy kept[DIT_KEPT];
     int    n_kept;
 };
@@ -79,7 +86,7 @@ static double now(void)
 int64_t state_bytes(const struct hv_plan *host, const struct denoise_job *j)
 {
     static const char *const rows[] = {"step_cache", "probe_cache"};
-    int64_t bytes = j->config->channels * j->clip.frames * j->ref.shape[2] * j->ref.shape[3] * (int64_t)sizeof(float);
+    int64_t bytes = 2 * j->config->channels * j->clip.frames * j->ref.shape[2] * j->ref.shape[3] * (int64_t)sizeof(float);
 
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const struct hv_plan_row *r = hv_plan_find(host, rows[i]);
@@ -146,22 +153,21 @@ static void describe(struct hv_out *out, const struct state *st, int step)
         }
 }
 
-static int write_state(const struct state *st, struct hv_err *e)
+static int write_state(const struct state *st, const struct moment *m, int32_t step, struct hv_err *e)
 {
     struct hv_out out = {.digest = 1, .sync = 1};
     const int64_t shape[4] = {st->j->config->channels, st->j->clip.frames, st->j->ref.shape[2], st->j->ref.shape[3]};
     const int64_t one = 1;
-    const int32_t step = st->copied;
     char hex[HV_SHA256];
 
-    describe(&out, st, st->copied);
+    describe(&out, st, step);
     if (!seal(hex, out_meta, &out, e)) {
         hv_out_meta(&out, SEAL, "%s", hex);
-        hv_out_add(&out, "latents", hv_view(st->clip, HV_F32, 4, shape));
+        hv_out_add(&out, "latents", hv_view(m->clip, HV_F32, 4, shape));
         hv_out_add(&out, "state.step", hv_view(&step, HV_I32, 1, &one));
         if (st->j->cache == DENOISE_TEA)
-            hv_out_add(&out, "tally.change", hv_view(st->change, HV_F64, 2, (const int64_t[]){st->j->steps, st->j->clip.windows}));
-        for (int i = 0; i < st->n_kept && st->cached; i++) {
+            hv_out_add(&out, "tally.change", hv_view(m->change, HV_F64, 2, (const int64_t[]){st->j->steps, st->j->clip.windows}));
+        for (int i = 0; i < st->n_kept && m->cached; i++) {
             hv_tensor t = st->kept[i].t;
             t.data = st->kept[i].data;
             hv_out_add(&out, st->kept[i].name, t);
@@ -323,15 +329,15 @@ static void give_lock(struct state *st)
 
 static int is_due(const struct state *st)
 {
-    return !st->busy && st->copied > st->tried && (st->flush || st->quit || now() - st->last >= o.state_every);
+    return !st->busy && !st->filling && st->copied > st->tried && (st->flush || st->quit || now() - st->last >= o.state_every);
 }
 
-static void say_failed(const struct state *st, const struct hv_err *e)
+static void say_failed(const struct state *st, int step, const struct hv_err *e)
 {
     if (st->written)
-        fprintf(stderr, "%s: state of step %d: %s; the render goes on, %s holds step %d\n", cli.name, st->copied, e->msg, o.state, st->written);
+        fprintf(stderr, "%s: state of step %d: %s; the render goes on, %s holds step %d\n", cli.name, step, e->msg, o.state, st->written);
     else
-        fprintf(stderr, "%s: state of step %d: %s; the render goes on without\n", cli.name, st->copied, e->msg);
+        fprintf(stderr, "%s: state of step %d: %s; the render goes on without\n", cli.name, step, e->msg);
 }
 
 static void *write_states(void *arg)
@@ -342,25 +348,28 @@ static void *write_states(void *arg)
     for (;;) {
         if (is_due(st)) {
             struct hv_err e = {0};
+            const struct moment *m = &st->moment[st->next];
+            const int step = st->copied;
             st->busy = 1;
+            st->next = !st->next;
             pthread_mutex_unlock(&st->lock);
-            write_state(st, &e);
+            write_state(st, m, step, &e);
             pthread_mutex_lock(&st->lock);
             st->busy = 0;
-            st->tried = st->copied;
+            st->tried = st->tried > step ? st->tried : step;
             st->last = now();
             if (e.code) {
-                say_failed(st, &e);
+                say_failed(st, step, &e);
             } else {
-                st->written = st->copied;
+                st->written = step;
                 if (st->failed)
                     hv_note(&cli, "state: %s is written again: step %d", o.state, st->written);
             }
             st->failed = e.code != 0;
             pthread_cond_broadcast(&st->changed);
-        } else if (st->quit && !st->busy) {
+        } else if (st->quit && !st->filling) {
             break;
-        } else if (st->copied > st->tried && !st->busy) {
+        } else if (st->copied > st->tried && !st->filling) {
             const double left = o.state_every - (now() - st->last), until = now() + (left > 1 ? 1 : left > 0.001 ? left : 0.001);
             const struct timespec t = {.tv_sec = (time_t)until, .tv_nsec = (long)((until - (double)(time_t)until) * 1e9)};
             pthread_cond_timedwait(&st->changed, &st->lock, &t);
@@ -400,7 +409,7 @@ static void die(struct state *st, int sig)
     pthread_mutex_lock(&st->lock);
     st->stopping = st->flush = 1;
     pthread_cond_broadcast(&st->changed);
-    while (st->writing && !again && (st->busy || st->copied > st->tried)) {
+    while (st->writing && !again && (st->busy || st->filling || st->copied > st->tried)) {
         pthread_mutex_unlock(&st->lock);
         again = sigtimedwait(&deadly, NULL, &slice) > 0;
         pthread_mutex_lock(&st->lock);
@@ -469,38 +478,49 @@ struct state *state_watch(struct hv_err *e)
 
 /* ---- the run's side ---- */
 
-/* The copy of what the network keeps, where it has changed. */
+/* By all cores: the first time most of it is the kernel's finding of pages. */
+static void copy_bytes(char *to, const char *from, size_t n, int threads)
+{
+#pragma omp parallel for num_threads(threads)
+    for (size_t i = 0; i < n; i += PIECE)
+        memcpy(to + i, from + i, n - i < PIECE ? n - i : PIECE);
+}
+
+/* The copy of what the network keeps. */
 static int copy_kept(struct state *st, const struct dit *net)
 {
     struct dit_kept kept[DIT_KEPT];
-    const uint64_t version = dit_kept_version(net);
-    const int n = dit_kept(net, kept);
+    const int n = dit_kept(net, kept), threads = dit_device(net)->threads;
 
-    if (version == st->version)
-        return 0;
     for (int i = 0; i < n; i++) {
         struct copy *c = &st->kept[i];
         if (!c->data && !(c->data = malloc(hv_nbytes(kept[i].t) + 1)))
             return 1;
         c->name = kept[i].name;
         c->t = kept[i].t;
-        memcpy(c->data, kept[i].t.data, hv_nbytes(kept[i].t));
+        copy_bytes(c->data, kept[i].t.data, hv_nbytes(kept[i].t), threads);
     }
     st->n_kept = n;
-    st->version = version;
+    st->version = dit_kept_version(net);
     return 0;
 }
 
-static int make_copy(struct state *st, const struct denoise_now *at)
+/* Does the next step take from the caches? */
+static int needs_kept(const struct denoise_now *at)
 {
-    if (!st->clip && !(st->clip = malloc(st->clip_bytes)))
+    return at->cached && dit_kept_version(at->net);
+}
+
+static int make_copy(struct state *st, struct moment *m, const struct denoise_now *at)
+{
+    if (!m->clip && !(m->clip = malloc(st->clip_bytes)))
         return 1;
-    if (!st->change && !(st->change = malloc(st->change_bytes)))
+    if (!m->change && !(m->change = malloc(st->change_bytes)))
         return 1;
-    memcpy(st->clip, at->clip, st->clip_bytes);
-    memcpy(st->change, st->j->change, st->change_bytes);
-    st->cached = at->cached && dit_kept_version(at->net);
-    return st->cached ? copy_kept(st, at->net) : 0;
+    memcpy(m->clip, at->clip, st->clip_bytes);
+    memcpy(m->change, st->j->change, st->change_bytes);
+    m->cached = needs_kept(at);
+    return m->cached && st->version != dit_kept_version(at->net) ? copy_kept(st, at->net) : 0;
 }
 
 static int state_done(void *ctx, const struct denoise_now *at)
@@ -511,21 +531,23 @@ static int state_done(void *ctx, const struct denoise_now *at)
     pthread_mutex_lock(&st->lock);
     st->done = at->done;
     if (o.state) {
-        while (st->busy || st->stopping)                /* stopping: for good */
+        /* Other caches than those that are being written wait. Stopping: for good. */
+        while (st->stopping || (st->busy && needs_kept(at) && st->version != dit_kept_version(at->net)))
             pthread_cond_wait(&st->changed, &st->lock);
-        st->busy = 1;
+        st->filling = 1;
+        struct moment *m = &st->moment[st->next];
         pthread_mutex_unlock(&st->lock);
-        failed = make_copy(st, at);
+        failed = make_copy(st, m, at);
         pthread_mutex_lock(&st->lock);
-        st->busy = 0;
+        st->filling = 0;
         if (failed && !st->failed) {
             const struct hv_err e = {.code = HV_ENOMEM, .msg = "out of memory"};
-            st->copied = st->tried = at->done;
-            say_failed(st, &e);
+            say_failed(st, at->done, &e);
         }
         st->failed |= failed;
-        if (!failed)
-            st->copied = at->done;
+        st->copied = at->done;
+        if (failed)
+            st->tried = at->done;                       /* half a copy is not written */
         pthread_cond_broadcast(&st->changed);
     }
     pthread_mutex_unlock(&st->lock);
@@ -630,11 +652,12 @@ int state_fits(struct state *st, const char *model, const struct fitted *f, cons
             return hv_fail(e, HV_EINPUT, "%s: tally.change is not this run's", o.state);
         memcpy(st->j->change, hv_in_data(st->in, c), st->change_bytes);
     }
-    if (!(st->clip = malloc(st->clip_bytes)))
+    float *clip = st->moment[0].clip = malloc(st->clip_bytes);
+    if (!clip)
         return hv_fail(e, HV_ENOMEM, "state: out of memory");
-    memcpy(st->clip, hv_in_data(st->in, t), st->clip_bytes);
+    memcpy(clip, hv_in_data(st->in, t), st->clip_bytes);
     st->j->first = st->done = st->first = st->written = st->copied = st->tried = st->from;
-    st->j->start = st->clip;
+    st->j->start = clip;
     hv_note_verbose(&cli, "%s: goes on after step %d of %d", o.state, st->from, st->j->steps);
     return 0;
 }
@@ -701,8 +724,10 @@ int state_close(struct state *st, struct hv_err *e)
     hv_in_close(st->in);
     for (int i = 0; i < DIT_KEPT; i++)
         free(st->kept[i].data);
-    free(st->clip);
-    free(st->change);
+    for (int i = 0; i < 2; i++) {
+        free(st->moment[i].clip);
+        free(st->moment[i].change);
+    }
     pthread_sigmask(SIG_SETMASK, &st->before, NULL);
     pthread_cond_destroy(&st->changed);
     pthread_mutex_destroy(&st->lock);
