@@ -190,6 +190,7 @@ bench-gpu: all ## time and memory of the full-size networks on a GPU beside PyTo
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench_vae.sh
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench_text.sh
 	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench_render.sh
+	$(Q)BIN=$(abspath $(BUILD)/bin) BUILD=$(BUILD) tests/gpu/bench_state.sh
 
 golden: all $(GOLD_BIN) ## run the goldens below GOLDEN=DIR
 	$(Q)$(GOLD_BIN) --bin $(BUILD)/bin $(GOLDEN)

@@ -3,7 +3,7 @@
 # beside a decoder tile in plain PyTorch in the same run (rival_vae.py), so that a ratio can be read on any machine.
 #
 # BIN: the built tools. DEVICE: cuda or cuda:N. REPEAT: runs of a row; the fastest counts. SIZE, FRAMES: of the video. PYTHON: one
-# that has torch; without it the rival stays empty. The frames of all plans are compared.
+# that has torch; without it the rival stays empty. The frames of all plans are compared; a clip four times as long follows.
 set -u
 
 : "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${REPEAT:=2}" "${PYTHON:=python3}" "${SIZE:=768x704}" "${FRAMES:=129}"
@@ -24,9 +24,10 @@ failed=0
 full_vae "$dir/model"
 hv-weights synth -q --dtype f16 "$dir/model/vae/config.json" 1 "$dir/model/vae/model.safetensors" || exit
 width=${SIZE%x*} height=${SIZE#*x}
-"$PYTHON" - "$dir" "$width" "$height" "$FRAMES" <<'PY' || exit
+latents() {     # file, frames
+    "$PYTHON" - "$1" "$width" "$height" "$2" <<'PY'
 import array, json, random, struct, sys
-dir, w, h, n = sys.argv[1], *map(int, sys.argv[2:])
+file, w, h, n = sys.argv[1], *map(int, sys.argv[2:])
 shape = [16, (n + 3) // 4, h // 8, w // 8]
 random.seed(1)
 block = [random.gauss(0, 0.5) for _ in range(65537)]          # repeated: only its size matters
@@ -35,8 +36,10 @@ data = array.array("f", (block * (count // len(block) + 1))[:count]).tobytes()
 head = json.dumps({"latents": {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]},
                    "__metadata__": {"format": "hv", "hv.version": "1", "hv.fps": "25", "hv.frames": str(n)}}).encode()
 head += b" " * (-len(head) % 8)
-open(dir + "/latents.st", "wb").write(struct.pack("<Q", len(head)) + head + data)
+open(file, "wb").write(struct.pack("<Q", len(head)) + head + data)
 PY
+}
+latents "$dir/latents.st" "$FRAMES" || exit
 full_picture "$dir/picture.png" "$width" "$height" || exit
 
 # ---- rows ----
@@ -73,6 +76,27 @@ for plan in '--vram 3480M' '--vram 2355M' '--vram 1536M'; do
     [ "$sum" = "$base" ] || { echo "# $plan: other frames"; failed=1; }
 done
 row "hv-encode" hv-encode --progress none --model "$dir/model" --device "$DEVICE" -o "$dir/ref.st" "$dir/picture.png"
+
+# ---- a clip four times as long: four times the time at most, the same memory of the device and of the host ----
+
+resident() {    # command...: its largest resident memory in KiB to $dir/rss
+    "$PYTHON" -c 'import resource, subprocess, sys
+status = subprocess.call(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(status)' "$dir/rss" "$@"
+}
+long=$((4 * FRAMES - 3))
+latents "$dir/long.st" $long || exit
+for clip in "latents $FRAMES" "long $long"; do
+    seconds resident hv-decode --progress none --model "$dir/model" --device "$DEVICE" --vram 3480M -f rgb -o "$dir/frames.rgb" "$dir/${clip% *}.st"
+    echo "${clip#* } $s $(memory) $(cat "$dir/rss")"
+done >"$dir/length"
+awk '{ printf "%-28s %8.2f %10.2f %10.2f   host %.1f MiB\n", "hv-decode, " $1 " frames", $2 / 1000, $4 / 1024, $3 / 1024, $5 / 1024 }
+    NR == 1 { t = $2; d = $4; h = $5 }
+    END {
+        printf "# %.2f times the time, %.3f of the device, %.3f of the host\n", $2 / t, $4 / d, $5 / h
+        exit NR != 2 || $2 > 4.2 * t || $4 > 1.05 * d || $5 > 1.05 * h
+    }' "$dir/length" || { echo "# more than four times the time, or more than the same memory, by 5 %"; failed=1; }
 
 # ---- the rival ----
 
