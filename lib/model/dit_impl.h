@@ -144,4 +144,44 @@ void dit_cache_move(const struct dit *n, const struct dit_call *call, hv_tensor 
 int dit_cache_source(const struct dit *n, const struct dit_call *call);
 void dit_cache_note(struct dit *n, const struct dit_state *s);          /* that x is about to be saved */
 
+/* ---- a forward, part by part ---- */
+
+/* The segment of weights of a phase: "double.3.qkv", "adapter.2" (part ""), "stem" (i < 0). take blocks until it has arrived, give
+ * lets it go; the phase_ forms do nothing where the caller holds the weights of a whole block. */
+void dit_group_name(char *buf, size_t size, const char *stem, int64_t i, const char *part);
+void dit_take(const struct dit *n, const char *stem, int64_t i, const char *part);
+void dit_give(const struct dit *n, const char *stem, int64_t i, const char *part);
+void dit_phase_take(const struct dit *n, const struct dit_state *s, const char *stem, int64_t i, const char *part);
+void dit_phase_give(const struct dit *n, const struct dit_state *s, const char *stem, int64_t i, const char *part);
+
+/* Rows of x for the tracer, under the name fmt of i; where x lives on the host everything in flight has to land first. */
+void dit_trace_x(const struct dit *n, const struct dit_state *s, int64_t row, int64_t rows, const char *fmt, int64_t i);
+
+/* dit_blocks.c: x through block i; adapter j, whose keys and values are slot `at` of the store; the sound that a window hears. */
+void dit_double_block(struct dit *n, struct dit_state *s, int64_t i);
+void dit_single_block(struct dit *n, struct dit_state *s, int64_t i);
+void dit_adapter(struct dit *n, const struct dit_state *s, int j, int64_t at);
+void dit_gather_sound(struct dit *n, const struct dit_call *call, int slot);
+
+/* dit_embed.c. Patches are taken by pieces that are boxes of the latents: whole frames, or lines of tokens of one frame. */
+struct dit_piece {
+    int64_t frame, frames, line, lines;
+    int64_t token, n;           /* of the video; n is 0 at `end` */
+};
+
+struct dit_piece dit_piece_at(const struct dit *n, int64_t token, int64_t end);
+
+/* y = PE(NAME, planes), and y = img_in(latents) + before_proj(ref_in(ref)), for the tokens of a piece. */
+void dit_patch_embed(const struct dit *n, hv_tensor y, const char *name, hv_tensor planes, struct dit_piece p);
+void dit_embed_piece(const struct dit *n, hv_tensor y, struct dit_piece p);
+
+void dit_embed(struct dit *n, const struct dit_state *s);               /* all of x */
+void dit_final_layer(struct dit *n, const struct dit_state *s);         /* row "velocity" from it */
+
+/* dit_residual.c: what the blocks added to the video rows goes to the store, or is added in their place; how much the input of the
+ * first block differs from that of the call before, which it replaces: sum |m - before| / sum |before|. HV_ENOMEM. */
+void dit_save_residual(struct dit *n, const struct dit_state *s);
+void dit_add_residual(struct dit *n, const struct dit_state *s);
+int dit_probe_rows(struct dit *n, const struct dit_state *s, double *change, struct hv_err *e);
+
 #endif
