@@ -3,7 +3,8 @@
 
     train.py all --out DIR --bin build/bin      everything below, in this order
     train.py prepare ...                        speech, text encoders, states of prompts: DIR/corpus.npz (espeak-ng, hv; no GPU)
-    train.py train ...                          VAE, transformer with audio encoder, face detector: DIR/model (PyTorch alone)
+    train.py train ...                          VAE, its decoder once more, transformer with audio encoder, face detector: DIR/model
+                                                (PyTorch alone)
     train.py check ...                          the stages in C against these networks, on the same inputs
     train.py ship ... MODEL                     the folder that the repository carries: int8 and bf16
     --smoke                                     every stage for seconds, to see that all of it runs
@@ -30,7 +31,7 @@ import tensors
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PARTS = ("vae", "transformer", "audio_encoder", "face_detector")
-SHARE = {"vae": 0.46, "talk": 0.46, "face": 0.08}      # of the time
+SHARE = {"vae": 0.36, "smooth": 0.22, "talk": 0.35, "face": 0.07}      # of the time
 LONG = 193                                              # frames of a clip of the pool: 49 latent frames, windows of 33
 
 
@@ -174,6 +175,17 @@ class Run:
         self.dit = networks.Transformer(config("transformer")).start().to(self.device)
         self.audio = networks.Audio(config("audio_encoder")).to(self.device)
         self.face = networks.Face(config("face_detector")).to(self.device)
+        if o.start:
+            self.load("vae", self.vae)
+
+    def load(self, part, net):
+        """A network of --from."""
+        folder = os.path.join(self.o.start, part)
+        arrays = tensors.read(os.path.join(folder, "model.safetensors"))
+        net.load_state_dict({k: torch.from_numpy(np.array(v, np.float32)) for k, v in arrays.items()})
+        if part == "vae":
+            with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+                self.vae_scale = json.load(f)["scaling_factor"]
 
     def rand(self, *n):
         return torch.rand(*n, generator=self.g)
@@ -247,9 +259,39 @@ class Run:
         say("vae: scaling_factor %g" % self.vae_scale)
         self.vae_figures()
 
+    def train_smooth(self):
+        """The decoder once more, for latents as they are: what moves may not do so in jerks of four frames, one a latent frame."""
+        o, self.left = self.o, {}
+        nets = {"decoder": self.vae.decoder, "post": self.vae.post_quant_conv}
+        s = Stage(self, "smooth", nets, lr=4e-4)
+        if s.step == 0:
+            self.vae_figures()
+        for net in nets.values():
+            net.requires_grad_(True)
+        while s.going():
+            n, frames = (2, 33) if s.step % 4 == 3 else (8, 9)
+            if o.smoke:
+                n, frames = max(1, n // 16), min(frames, 9)
+            x, w = self.stock(n, frames)
+            with self.half():
+                with torch.no_grad():
+                    mean, logvar = self.vae.encode(x)
+                    z = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn_like(mean)
+                y = self.vae.decode_piece(z)
+            d = y - x
+            moved = d[:, :, 1:] - d[:, :, :-1]
+            edges = (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., 1:] - d[..., :-1]).abs().mean()
+            jerk = (w * moved.abs()).mean()
+            loss = (w * d.abs()).mean() + 2 * (w * d * d).mean() + 0.5 * edges + 4 * jerk + 16 * (w * moved * moved).mean()
+            loss.backward()
+            s.learn(loss, {"loss": loss, "mse": (d * d).mean() / 4, "moved": jerk})
+        s.finish()
+        self.vae_figures()
+
     @torch.no_grad()
     def vae_figures(self):
-        """29 dB and the like, and the gate: does the motion of the mouth survive?"""
+        """29 dB and the like, and the gate: does the motion of the mouth survive? Jerk: how much more the picture changes from one
+        latent frame to the next than within one, over the same of the truth; 1 is smooth."""
         o, keep, self.g = self.o, self.g, torch.Generator().manual_seed(900)
         clips, rows = (1, 17) if o.smoke else (12, 129), []
         for i in range(clips[0]):
@@ -262,10 +304,12 @@ class Run:
             m = boxes_mask(box[None].to(self.device), C.SIZE)[0]
             d = y - x
             said = c["o"].max() > 0.1           # a silent clip correlates with nothing
+            dy, dx = ((v[1:] - v[:-1]).abs().mean((1, 2, 3)) for v in (y, x))
+            jerk = [float(v[::4].mean() / v[torch.arange(len(v)) % 4 > 0].mean()) for v in (dy, dx)]
             rows.append((psnr(d), psnr((d * m)[:, :, m.sum(1) > 0][:, :, :, m.sum(0) > 0]),
-                         correlation(area(y, box), c["o"][0].to(self.device)) if said else math.nan))
-        all_db, mouth_db, corr = np.nanmean(rows, 0)
-        say("vae: %.2f dB, mouth box %.2f dB, opening correlation %.3f (wanted: 30, 27, 0.95)" % (all_db, mouth_db, corr))
+                         correlation(area(y, box), c["o"][0].to(self.device)) if said else math.nan, jerk[0] / jerk[1]))
+        all_db, mouth_db, corr, jerk = np.nanmean(rows, 0)
+        say("vae: %.2f dB, mouth box %.2f dB, opening correlation %.3f (wanted: 30, 27, 0.95), jerk %.2f" % (all_db, mouth_db, corr, jerk))
         self.g = keep
         if corr < 0.9 and not (o.smoke or o.force):
             raise SystemExit("vae: the mouth's motion is not in the latents: train it longer (remove no checkpoint, raise --minutes, --again vae)")
@@ -574,8 +618,9 @@ class Run:
 
     def export(self):
         out = os.path.join(self.o.out, "model")
-        made = {"vae": [("vae", self.vae)], "talk": [("transformer", self.dit), ("audio_encoder", self.audio)], "face": [("face_detector", self.face)]}
-        for part, net in [x for name in self.o.only for x in made[name]]:
+        vae = {"vae": self.vae}
+        made = {"vae": vae, "smooth": vae, "talk": {"transformer": self.dit, "audio_encoder": self.audio}, "face": {"face_detector": self.face}}
+        for part, net in {k: v for name in self.o.only for k, v in made[name].items()}.items():
             folder = os.path.join(out, part)
             os.makedirs(folder, exist_ok=True)
             cfg = config(part)
@@ -686,17 +731,18 @@ def main():
     a.add_argument("what", choices=["all", "prepare", "train", "check", "ship"])
     a.add_argument("model", nargs="?", help="ship: the folder to make")
     a.add_argument("--out", default="build/tiny"), a.add_argument("--bin", default="build/bin")
-    a.add_argument("--minutes", type=float, default=15.0, help="time of the three trainings together (default: 15)")
-    a.add_argument("--steps", default="", help="VAE,TALK,FACE: numbers of steps instead of time")
+    a.add_argument("--minutes", type=float, default=20.0, help="time of the trainings together (default: 20)")
+    a.add_argument("--steps", default="", help="VAE,SMOOTH,TALK,FACE: numbers of steps instead of time")
     a.add_argument("--seed", type=int, default=1)
     a.add_argument("--smoke", action="store_true"), a.add_argument("--cpu", action="store_true"), a.add_argument("--force", action="store_true")
     a.add_argument("--compile", action="store_true", help="compile the transformer with torch.compile")
     a.add_argument("--again", default="", help="stages that go on for --minutes more, e.g. vae")
-    a.add_argument("--only", default="vae,talk,face", help="train these stages alone; --minutes is theirs; the face detector needs none of the others")
+    a.add_argument("--from", dest="start", default="", metavar="MODEL", help="with --only: the VAE is that of this model folder")
+    a.add_argument("--only", default="vae,smooth,talk,face", help="train these stages alone; --minutes is theirs; the face detector needs none of the others")
     a.add_argument("--parts", type=int, default=0, metavar="MB", help="also the model folder as a tar file in parts")
     o = a.parse_intermixed_args()
     o.only = o.only.split(",")
-    o.steps = {k: int(v) for k, v in zip(("vae", "talk", "face"), o.steps.split(",")) if v}
+    o.steps = {k: int(v) for k, v in zip(SHARE, o.steps.split(",")) if v}
     if o.smoke:
         o.minutes = min(o.minutes, 0.6)
     if o.what == "ship" and not o.model:

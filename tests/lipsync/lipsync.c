@@ -18,7 +18,8 @@
  * Prints one line a figure: name, tab, value. "lag K": correlation of the mouth K frames later with the sound. "open", "shut":
  * mean area where o > 0.5 and o < 0.01; "area": the median of all frames. "background": PSNR to the portrait outside head and body; "still": the same to the mean
  * of the clip's frames. "seam": largest difference between two frames where windows meet, in medians of all; "head seam", "head else": outside of
- * the mouth box, there and at all other frames. "-": not there. */
+ * the mouth box, there and at all other frames. "jerk": mean change outside of the mouth box from one latent frame to the next, over that
+ * within latent frames, which are 1, 4, 4, .. frames; smooth motion has 1. "-": not there. */
 #define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <stdio.h>
@@ -236,16 +237,36 @@ static void background(const struct video *v, const struct box *b, const uint8_t
     print("still", psnr(moved, n));
 }
 
-/* The largest difference between two frames at the n frames, or at all but these, in medians of all; without the pixels of a box. */
-static double seam(const struct video *v, const int *at, int n, int others, const struct box *without)
+/* d[f - 1]: how much frame f differs from the one before; without the pixels of a box. Owned by the caller. */
+static double *changes(const struct video *v, const struct box *without)
 {
-    double worst = 0, *d = memory((size_t)v->frames, sizeof *d);
+    double *d = memory((size_t)v->frames, sizeof *d);
 
     for (int64_t f = 1; f < v->frames; f++)
         for (int64_t y = 0; y < v->h; y++)
             for (int64_t x = 0; x < v->w; x++)
                 for (int c = 0; c < 3 && (!without || outside(without, y, x)); c++)
                     d[f - 1] += fabs((double)pixel(v, f, y, x)[c] - (double)pixel(v, f - 1, y, x)[c]);
+    return d;
+}
+
+static double jerk(const struct video *v, const struct box *mouth)
+{
+    double sum[2] = {0}, n[2] = {0}, *d = changes(v, mouth);
+
+    for (int64_t f = 1; f < v->frames; f++) {
+        sum[f % 4 == 1] += d[f - 1];
+        n[f % 4 == 1]++;
+    }
+    free(d);
+    return n[0] > 0 && sum[0] > 0 ? sum[1] / n[1] / (sum[0] / n[0]) : NAN;
+}
+
+/* The largest difference between two frames at the n frames, or at all but these, in medians of all; without the pixels of a box. */
+static double seam(const struct video *v, const int *at, int n, int others, const struct box *without)
+{
+    double worst = 0, *d = changes(v, without);
+
     const double median = v->frames > 2 ? quantile(d, v->frames - 1, 0.5) : NAN;
     for (int64_t f = 1; f < v->frames; f++) {
         int here = 0;
@@ -347,6 +368,7 @@ int main(int argc, char **argv)
     }
     if (face.given && portrait)
         background(&v, &face, im.rgb);
+    print("jerk", jerk(&v, &mouth));
     if (n_seams) {
         print("seam", seam(&v, seams, n_seams, 0, NULL));
         print("head seam", seam(&v, seams, n_seams, 0, &mouth));

@@ -95,6 +95,7 @@ END {
     fine("background: %.1f dB (at least 30)", b, b >= 30)
     t = n["still"] ? sum["still"] / n["still"] : 0
     fine("still: %.1f dB (at least 45)", t, t >= 45)
+    printf("       from one latent frame to the next the head moves %.2f times as much as within one\n", n["jerk"] ? sum["jerk"] / n["jerk"] : 0)
     if ("lag 0" in long) {
         fine("12 s of sound: %.3f (at least 0.80)", long["lag 0"], long["lag 0"] >= 0.80)
         fine("where windows meet: %.2f medians (at most 1.5)", long["seam"], long["seam"] != "-" && long["seam"] <= 1.5)
