@@ -7,9 +7,9 @@
 # that are timed; the median counts. PYTHON: one that has torch; without it the columns of the rival stay empty. OUT: a
 # folder for bench-gpu.json, where each row has what hv-denoise --bench=json and rival.py --json said.
 set -u
+. "$(dirname "$0")/full.sh"
 
-: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${ONLY:=.}" "${REPEAT:=3}" "${TEXT_ROWS:=256}"
-: "${PYTHON:=python3}"
+: "${ONLY:=.}" "${REPEAT:=3}" "${TEXT_ROWS:=256}"
 
 # name | size | options of hv-denoise --bench. The first five are the promises; the others show what a choice costs.
 rows() {
@@ -30,16 +30,7 @@ bf16 sage-fp8    | 768x704  | --weights-dtype bf16 --activations device --attent
 ROWS
 }
 
-here=$(cd "$(dirname "$0")" && pwd)
-PATH=$(cd "$BIN" && pwd):$PATH
-export PATH
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 failed=0
-
-[ -e /dev/nvidia0 ] || [ "$DEVICE" = cpu ] || { echo "bench-gpu: there is no GPU" >&2; exit 6; }
 rows | grep -E "$ONLY" >"$dir/rows"
 [ -s "$dir/rows" ] || { echo "bench-gpu: no row is called '$ONLY'" >&2; exit 2; }
 

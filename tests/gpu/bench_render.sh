@@ -5,20 +5,9 @@
 # BIN: the built tools. DEVICE: cuda or cuda:N, which nobody else uses meanwhile. VRAM: the budget. STEPS, SIZE, FRAMES: of the
 # video. MODEL: a folder for the model, 43 GB, kept; without it one is made below TMPDIR and removed.
 set -u
+. "$(dirname "$0")/full.sh"
 
-: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${VRAM:=3G}" "${STEPS:=2}" "${SIZE:=768x704}" "${FRAMES:=129}"
-: "${PYTHON:=python3}" "${TMPDIR:=/tmp}"
-
-root=$(cd "$(dirname "$0")/../.." && pwd)
-PATH=$(cd "$BIN" && pwd):$PATH
-export PATH
-dir=$(mktemp -d "$TMPDIR/bench-render.XXXXXX")
-watcher=
-trap '[ -z "$watcher" ] || kill $watcher 2>/dev/null; rm -rf "$dir"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-[ -e /dev/nvidia0 ] || { echo "bench-render: there is no GPU" >&2; exit 6; }
-. "$root/tests/gpu/full.sh"
+: "${VRAM:=3G}" "${STEPS:=2}" "${SIZE:=768x704}" "${FRAMES:=129}"
 
 # ---- the model ----
 

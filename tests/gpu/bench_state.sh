@@ -5,17 +5,9 @@
 # BIN: the built tools. DEVICE: cuda or cuda:N. SIZE, FRAMES: of the video. MODEL: a folder with a transformer, kept; without it one is
 # made below TMPDIR, 26 GB. STATE: a folder for the state. Status 1: more than 1 % of a full step.
 set -u
+. "$(dirname "$0")/full.sh"
 
-: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${REPEAT:=2}" "${PYTHON:=python3}" "${SIZE:=768x704}" "${FRAMES:=129}"
-: "${TMPDIR:=/tmp}" "${STATE:=$TMPDIR}"
-
-PATH=$(cd "$BIN" && pwd):$PATH
-export PATH
-dir=$(mktemp -d "$TMPDIR/bench-state.XXXXXX")
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-[ -e /dev/nvidia0 ] || { echo "bench-state: there is no GPU" >&2; exit 6; }
+: "${REPEAT:=2}" "${SIZE:=768x704}" "${FRAMES:=129}" "${STATE:=$TMPDIR}"
 
 model=${MODEL:-$dir/model}
 if [ ! -e "$model/transformer/model.safetensors" ]; then

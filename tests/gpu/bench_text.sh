@@ -6,9 +6,9 @@
 # after a first one; the median counts. PYTHON: one that has torch. MODEL: a folder for the model, 14 GB (21 with int8), kept;
 # without it one is made below TMPDIR and removed. THREADS: of the row on the CPU. OUT: a folder for bench-text.txt.
 set -u
+. "$(dirname "$0")/full.sh"
 
-: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${ONLY:=.}" "${REPEAT:=3}" "${PYTHON:=python3}" "${THREADS:=0}"
-: "${TMPDIR:=/tmp}"
+: "${ONLY:=.}" "${REPEAT:=3}" "${THREADS:=0}"
 
 # name | weights | options of hv-text
 rows() {
@@ -23,24 +23,13 @@ int8 cpu        | int8 | --device cpu --threads $THREADS
 ROWS
 }
 
-root=$(cd "$(dirname "$0")/../.." && pwd)
-here=$root/tests/gpu
-PATH=$(cd "$BIN" && pwd):$PATH
-export PATH
-dir=$(mktemp -d "$TMPDIR/bench-text.XXXXXX")
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
 model=${MODEL:-$dir/model}
 failed=0
 
-[ -e /dev/nvidia0 ] || [ "$DEVICE" = cpu ] || { echo "bench-text: there is no GPU" >&2; exit 6; }
 rows | grep -E "$ONLY" >"$dir/rows"
 [ -s "$dir/rows" ] || { echo "bench-text: no row is called '$ONLY'" >&2; exit 2; }
 
 # ---- the model ----
-
-. "$here/full.sh"
 
 synth() {       # weights: f16 or int8
     [ ! -e "$model.$1/done" ] || return 0

@@ -5,22 +5,13 @@
 # BIN: the built tools. DEVICE: cuda or cuda:N. REPEAT: runs of a row; the fastest counts. SIZE, FRAMES: of the video. PYTHON: one
 # that has torch; without it the rival stays empty. The frames of all plans are compared; a clip four times as long follows.
 set -u
+. "$(dirname "$0")/full.sh"
 
-: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${REPEAT:=2}" "${PYTHON:=python3}" "${SIZE:=768x704}" "${FRAMES:=129}"
-
-here=$(cd "$(dirname "$0")" && pwd)
-PATH=$(cd "$BIN" && pwd):$PATH
-export PATH
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+: "${REPEAT:=2}" "${SIZE:=768x704}" "${FRAMES:=129}"
 failed=0
-[ -e /dev/nvidia0 ] || { echo "bench-vae: there is no GPU" >&2; exit 6; }
 
 # ---- inputs ----
 
-. "$here/full.sh"
 full_vae "$dir/model"
 hv-weights synth -q --dtype f16 "$dir/model/vae/config.json" 1 "$dir/model/vae/model.safetensors" || exit
 width=${SIZE%x*} height=${SIZE#*x}

@@ -1,6 +1,23 @@
-# Sourced by the benches: configs, inputs of the full size. PYTHON: one with the standard library. The tiny model's tokenizers.
+# Sourced by the benches, first of all: where they are ($here, $root), the built tools on the PATH, $dir, a folder that goes away, and
+# configs and inputs of the full size. Without a GPU it ends the script with status 6, unless DEVICE is cpu. $watcher, where a script
+# has one, is killed at the end.
+#
+# BIN: the built tools. DEVICE: cuda or cuda:N. PYTHON: one with the standard library. TMPDIR: has room for models. The tokenizers are
+# the tiny model's.
 
-full_tiny=$(cd "$(dirname "$0")/../../examples/model-tiny" && pwd)
+: "${BUILD:=build}" "${BIN:=$BUILD/bin}" "${DEVICE:=cuda}" "${PYTHON:=python3}" "${TMPDIR:=/tmp}"
+
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+full_tiny=$root/examples/model-tiny
+PATH=$(cd "$BIN" && pwd):$PATH
+export PATH
+[ -e /dev/nvidia0 ] || [ "$DEVICE" = cpu ] || { echo "$(basename "$0" .sh): there is no GPU" >&2; exit 6; }
+watcher=
+dir=$(mktemp -d "$TMPDIR/bench.XXXXXX")
+trap '[ -z "$watcher" ] || kill $watcher 2>/dev/null; rm -rf "$dir"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 
 full_text() {           # folder: text_encoder and text_encoder_2, the sizes of an empty config, as many words as the released one
     mkdir -p "$1/text_encoder" "$1/text_encoder_2"
