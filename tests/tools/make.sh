@@ -21,6 +21,25 @@ left=$(find "$dir/root" -type f)
 [ -z "$left" ]
 ok $? "make uninstall removes them all $left"
 
+# Kernels for which GPUs? Commands are printed, none is run.
+archs() {       # capabilities that nvidia-smi names, variables of make...
+    caps=$1
+    shift
+    printf '#!/bin/sh\nprintf "%s"\n' "$caps" >"$dir/smi/nvidia-smi"
+    PATH=$dir/smi:$PATH make -n CUDA=1 NVCC=/bin/true BUILD="$dir/none" "$@" "$dir/none/kernels/cuda/backend.cu.o" 2>/dev/null |
+        grep -o 'arch=compute_[0-9a]*' | sed 's/.*_//' | awk '!seen[$0]++ { printf "%s ", $0 }'
+}
+mkdir "$dir/smi"
+: >"$dir/smi/nvidia-smi"
+chmod +x "$dir/smi/nvidia-smi"
+every='80 86 89 90a 120 '
+[ "$(archs '9.0\n' CI=)" = '90a ' ] && [ "$(archs '12.0\n8.6\n8.6\n' CI=)" = '120 86 ' ]
+ok $? "kernels for the GPUs of this machine: $(archs '12.0\n8.6\n8.6\n' CI=)"
+[ "$(archs 'no devices\n' CI=)$(archs '7.5\n' CI=)$(archs '9.0\n' CI=true)" = "$every$every$every" ]
+ok $? "for all where there are none, and in CI: $(archs '' CI=)"
+[ "$(archs '9.0\n' CI= ARCH='86;120')" = '86 120 ' ]
+ok $? "or for those that are named"
+
 make -s help | grep -q 'make demo'
 ok $? "make help"
 unknown=
