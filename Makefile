@@ -63,13 +63,9 @@ ifeq ($(WITH_CUDA),1)
   LDLIBS   += -L$(dir $(NVCC))../lib64 -Wl,-rpath,$(abspath $(dir $(NVCC))../lib64) -lcudart_static -ldl -lrt -lstdc++
   # 90a, not 90: the matrix instructions of Hopper belong to the one architecture alone. native: those of the GPUs in this machine,
   # which takes a fifth of the time; all where there is none that can be used.
-  ARCHS    := $(subst ;, ,$(ARCH))
-  ifeq ($(ARCHS),native)
-    ARCHS  := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | awk '/^[0-9]+$$/ && $$1 >= 80 { print $$1 == 90 ? "90a" : $$1 }' | sort -u)
-  endif
-  ifneq ($(filter all,$(ARCHS))$(if $(ARCHS),,none),)
-    ARCHS  := 80 86 89 90a 120
-  endif
+  GPUS      = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | awk '/^[0-9]+$$/ && $$1 >= 80 { print $$1 == 90 ? "90a" : $$1 }' | sort -u)
+  ARCHS    := $(if $(filter native,$(ARCH)),$(GPUS),$(filter-out all,$(subst ;, ,$(ARCH))))
+  ARCHS    := $(or $(ARCHS),80 86 89 90a 120)
   GENCODE  := $(foreach a,$(ARCHS),-gencode=arch=compute_$(a),code=sm_$(a))
   # Kernels for five architectures are small in a program only when they are packed well (nvcc 12.8 and later).
   PACKED   := $(if $(shell $(NVCC) --help | grep -m1 -e --compress-mode),--compress-mode=size)

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 import cartoons as C
+import check
 import networks
 import tensors
 
@@ -63,6 +64,8 @@ class Stage:
     def __init__(self, run, name, nets, lr=1e-3, warm=100, floor=0.02, decay=0.0):
         self.run, self.name, self.nets, self.lr, self.warm, self.floor = run, name, nets, lr, warm, floor
         self.path = os.path.join(run.o.out, name + ".pt")
+        for n in nets.values():
+            n.requires_grad_(True)                          # an earlier stage may have had them
         groups = [{"params": [p for n in nets.values() for p in n.parameters() if (p.dim() > 1) == m], "weight_decay": decay if m else 0.0}
                   for m in (True, False)]
         self.opt = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=run.cuda)
@@ -152,6 +155,12 @@ def psnr(d):
     return float(-10 * (d * d).mean().clamp(min=1e-12).log10())
 
 
+def unlike(d, w):
+    """What differences d of clips cost, frame by frame, where pixels have the weights w."""
+    edges = (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., 1:] - d[..., :-1]).abs().mean()
+    return (w * d.abs()).mean() + 2 * (w * d * d).mean() + 0.5 * edges
+
+
 class Run:
     def __init__(self, o):
         self.long = 133 if o.smoke else LONG
@@ -176,16 +185,8 @@ class Run:
         self.audio = networks.Audio(config("audio_encoder")).to(self.device)
         self.face = networks.Face(config("face_detector")).to(self.device)
         if o.start:
-            self.load("vae", self.vae)
-
-    def load(self, part, net):
-        """A network of --from."""
-        folder = os.path.join(self.o.start, part)
-        arrays = tensors.read(os.path.join(folder, "model.safetensors"))
-        net.load_state_dict({k: torch.from_numpy(np.array(v, np.float32)) for k, v in arrays.items()})
-        if part == "vae":
-            with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
-                self.vae_scale = json.load(f)["scaling_factor"]
+            net, cfg = check.load(o.start, "vae", networks.Vae)
+            self.vae, self.vae_scale = net.to(self.device), cfg["scaling_factor"]
 
     def rand(self, *n):
         return torch.rand(*n, generator=self.g)
@@ -241,8 +242,7 @@ class Run:
                 y = self.vae.decode_piece(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
             d = y - x
             kl = 0.5 * (mean * mean + logvar.exp() - 1 - logvar).mean()
-            edges = (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., 1:] - d[..., :-1]).abs().mean()
-            loss = (w * d.abs()).mean() + 2 * (w * d * d).mean() + 0.5 * edges + 3e-4 * kl
+            loss = unlike(d, w) + 3e-4 * kl
             loss.backward()
             if flat:
                 for m in self.vae.modules():
@@ -262,12 +262,9 @@ class Run:
     def train_smooth(self):
         """The decoder once more, for latents as they are: what moves may not do so in jerks of four frames, one a latent frame."""
         o, self.left = self.o, {}
-        nets = {"decoder": self.vae.decoder, "post": self.vae.post_quant_conv}
-        s = Stage(self, "smooth", nets, lr=4e-4)
+        s = Stage(self, "smooth", {"decoder": self.vae.decoder, "post": self.vae.post_quant_conv}, lr=4e-4)
         if s.step == 0:
             self.vae_figures()
-        for net in nets.values():
-            net.requires_grad_(True)
         while s.going():
             n, frames = (2, 33) if s.step % 4 == 3 else (8, 9)
             if o.smoke:
@@ -280,9 +277,8 @@ class Run:
                 y = self.vae.decode_piece(z)
             d = y - x
             moved = d[:, :, 1:] - d[:, :, :-1]
-            edges = (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., 1:] - d[..., :-1]).abs().mean()
             jerk = (w * moved.abs()).mean()
-            loss = (w * d.abs()).mean() + 2 * (w * d * d).mean() + 0.5 * edges + 4 * jerk + 16 * (w * moved * moved).mean()
+            loss = unlike(d, w) + 4 * jerk + 16 * (w * moved * moved).mean()
             loss.backward()
             s.learn(loss, {"loss": loss, "mse": (d * d).mean() / 4, "moved": jerk})
         s.finish()
@@ -758,7 +754,6 @@ def main():
     if o.what in ("all", "train"):
         train(o)
     if o.what in ("all", "check"):
-        import check
         work, model = os.path.join(o.out, "check"), os.path.join(o.out, "model")
         if o.smoke:
             check.shake(model, os.path.join(work, "shaken"))

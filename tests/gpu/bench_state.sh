@@ -7,7 +7,7 @@
 set -u
 . "$(dirname "$0")/full.sh"
 
-: "${REPEAT:=2}" "${SIZE:=768x704}" "${FRAMES:=129}" "${STATE:=$TMPDIR}"
+: "${REPEAT:=2}" "${SIZE:=768x704}" "${FRAMES:=129}" "${STATE:=$dir}"
 
 model=${MODEL:-$dir/model}
 if [ ! -e "$model/transformer/model.safetensors" ]; then
@@ -15,32 +15,14 @@ if [ ! -e "$model/transformer/model.safetensors" ]; then
     echo '{}' >"$model/transformer/config.json"
     hv-weights synth -q --kind transformer --dtype bf16 "$model/transformer/config.json" 1 "$model/transformer/model.safetensors" || exit
 fi
-"$PYTHON" - "$dir/in.st" "${SIZE%x*}" "${SIZE#*x}" "$FRAMES" <<'PY' || exit
-import array, json, random, struct, sys
-file, w, h, n = sys.argv[1], *map(int, sys.argv[2:])
-w, h = w // 8, h // 8
-random.seed(1)
-block = [random.gauss(0, 0.5) for _ in range(65537)]          # repeated: only its size matters
-head, data = {}, b""
-for key, *shape in (("text.states", 256, 4096), ("text.pooled", 768), ("audio.features", n, 10, 5, 384), ("face.mask", 1, h, w),
-                    ("ref.latents", 16, 33, h, w)):
-    count = 1
-    for side in shape:
-        count *= side
-    part = array.array("f", (block * (count // len(block) + 1))[:count] if key != "face.mask" else [1.0] * count).tobytes()
-    head[key] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + len(part)]}
-    data += part
-head["text.mask"] = {"dtype": "I64", "shape": [256], "data_offsets": [len(data), len(data) + 2048]}
-data += array.array("q", [1] * 256).tobytes()
-head["__metadata__"] = {"format": "hv", "hv.version": "1", "hv.fps": "25", "hv.frames": str(n)}
-head = json.dumps(head).encode()
-head += b" " * (-len(head) % 8)
-open(file, "wb").write(struct.pack("<Q", len(head)) + head + data)
-PY
+across=$((${SIZE%x*} / 8)) down=$((${SIZE#*x} / 8))
+full_tensors "$dir/in.st" "$FRAMES" 'text.states 256 4096' 'text.mask 256' 'text.pooled 768' "audio.features $FRAMES 10 5 384" \
+    "face.mask 1 $down $across" "ref.latents 16 33 $down $across" || exit
 
 run() {         # name, options...: moments of the steps to $dir/name
     name=$1
     shift
+    rm -f "$dir/$name.st"
     hv-denoise --progress json --model "$model" --device "$DEVICE" --steps 6 --cache 0,2,4 --guidance 1 "$@" "$dir/in.st" -o "$dir/$name.st" 2>&1 |
         while IFS= read -r line; do echo "$(date +%s.%N) $line"; done >"$dir/$name"
     date +%s.%N >>"$dir/$name"

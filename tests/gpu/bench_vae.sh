@@ -16,19 +16,7 @@ full_vae "$dir/model"
 hv-weights synth -q --dtype f16 "$dir/model/vae/config.json" 1 "$dir/model/vae/model.safetensors" || exit
 width=${SIZE%x*} height=${SIZE#*x}
 latents() {     # file, frames
-    "$PYTHON" - "$1" "$width" "$height" "$2" <<'PY'
-import array, json, random, struct, sys
-file, w, h, n = sys.argv[1], *map(int, sys.argv[2:])
-shape = [16, (n + 3) // 4, h // 8, w // 8]
-random.seed(1)
-block = [random.gauss(0, 0.5) for _ in range(65537)]          # repeated: only its size matters
-count = shape[0] * shape[1] * shape[2] * shape[3]
-data = array.array("f", (block * (count // len(block) + 1))[:count]).tobytes()
-head = json.dumps({"latents": {"dtype": "F32", "shape": shape, "data_offsets": [0, len(data)]},
-                   "__metadata__": {"format": "hv", "hv.version": "1", "hv.fps": "25", "hv.frames": str(n)}}).encode()
-head += b" " * (-len(head) % 8)
-open(file, "wb").write(struct.pack("<Q", len(head)) + head + data)
-PY
+    full_tensors "$1" "$2" "latents 16 $((($2 + 3) / 4)) $((height / 8)) $((width / 8))"
 }
 latents "$dir/latents.st" "$FRAMES" || exit
 full_picture "$dir/picture.png" "$width" "$height" || exit

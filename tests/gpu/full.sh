@@ -56,3 +56,26 @@ open(sys.argv[1], "wb").write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(
                               chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b""))
 PY
 }
+
+full_tensors() {        # file, frames, "key shape".. : a stage file of noise; masks are ones, text.mask of integers
+    "$PYTHON" - "$@" <<'PY'
+import array, json, math, random, struct, sys
+file, frames, *rows = sys.argv[1:]
+random.seed(1)
+block = [random.gauss(0, 0.5) for _ in range(65537)]          # repeated: only its size matters
+head, data = {}, []
+at = 0
+for key, *shape in map(str.split, rows):
+    shape = [int(side) for side in shape]
+    n = math.prod(shape)
+    values = [1] * n if key.endswith(".mask") else (block * (n // len(block) + 1))[:n]
+    part = array.array("q" if key == "text.mask" else "f", values).tobytes()
+    head[key] = {"dtype": "I64" if key == "text.mask" else "F32", "shape": shape, "data_offsets": [at, at + len(part)]}
+    at += len(part)
+    data.append(part)
+head["__metadata__"] = {"format": "hv", "hv.version": "1", "hv.fps": "25", "hv.frames": frames}
+head = json.dumps(head).encode()
+head += b" " * (-len(head) % 8)
+open(file, "wb").write(b"".join([struct.pack("<Q", len(head)), head, *data]))
+PY
+}

@@ -257,11 +257,9 @@ same "--preview: the same latents" "$dir/on.st" "$dir/seen.st"
 for half in 0,0,64,128 64,0,64,128; do
     logged hv-face -q --image-size 128 --area 1 --box $half "$root/examples/portrait.png" -o "$dir/face-${half%%,*}.st"
 done
-alone=$files
-files="$dir/cpu/text.st $dir/cpu/ref.st"
-denoise "$DEVICE" voices --voice "$dir/cpu/audio.st,$dir/face-0.st" --voice "$dir/cpu/audio.st,$dir/face-64.st"
+(files="$dir/cpu/text.st $dir/cpu/ref.st"
+ denoise "$DEVICE" voices --voice "$dir/cpu/audio.st,$dir/face-0.st" --voice "$dir/cpu/audio.st,$dir/face-64.st")
 result $? "two voices"
-files=$alone
 close_to "two voices with one sound and halves of a mask: one voice with the whole mask" "$dir/on.st" "$dir/voices.st"
 
 # ---- memory: what was planned is what is taken ----

@@ -250,32 +250,30 @@ static double *changes(const struct video *v, const struct box *without)
     return d;
 }
 
-static double jerk(const struct video *v, const struct box *mouth)
+static double jerk(const double *d, int64_t frames)
 {
-    double sum[2] = {0}, n[2] = {0}, *d = changes(v, mouth);
+    double sum[2] = {0}, n[2] = {0};
 
-    for (int64_t f = 1; f < v->frames; f++) {
+    for (int64_t f = 1; f < frames; f++) {
         sum[f % 4 == 1] += d[f - 1];
         n[f % 4 == 1]++;
     }
-    free(d);
     return n[0] > 0 && sum[0] > 0 ? sum[1] / n[1] / (sum[0] / n[0]) : NAN;
 }
 
-/* The largest difference between two frames at the n frames, or at all but these, in medians of all; without the pixels of a box. */
-static double seam(const struct video *v, const int *at, int n, int others, const struct box *without)
+/* The largest change at the n frames, or at all but these, in medians of all. */
+static double seam(const double *d, int64_t frames, const int *at, int n, int others)
 {
-    double worst = 0, *d = changes(v, without);
+    const double median = frames > 2 ? quantile(d, frames - 1, 0.5) : NAN;
+    double worst = 0;
 
-    const double median = v->frames > 2 ? quantile(d, v->frames - 1, 0.5) : NAN;
-    for (int64_t f = 1; f < v->frames; f++) {
+    for (int64_t f = 1; f < frames; f++) {
         int here = 0;
         for (int i = 0; i < n; i++)
             here |= at[i] == f;
         if (here != others)
             worst = fmax(worst, d[f - 1]);
     }
-    free(d);
     return median > 0 ? worst / median : NAN;
 }
 
@@ -368,12 +366,16 @@ int main(int argc, char **argv)
     }
     if (face.given && portrait)
         background(&v, &face, im.rgb);
-    print("jerk", jerk(&v, &mouth));
+    double *head = changes(&v, &mouth);
+    print("jerk", jerk(head, v.frames));
     if (n_seams) {
-        print("seam", seam(&v, seams, n_seams, 0, NULL));
-        print("head seam", seam(&v, seams, n_seams, 0, &mouth));
-        print("head else", seam(&v, seams, n_seams, 1, &mouth));
+        double *all = changes(&v, NULL);
+        print("seam", seam(all, v.frames, seams, n_seams, 0));
+        print("head seam", seam(head, v.frames, seams, n_seams, 0));
+        print("head else", seam(head, v.frames, seams, n_seams, 1));
+        free(all);
     }
+    free(head);
     free(a);
     free(o);
     hv_image_close(&im);

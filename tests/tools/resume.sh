@@ -117,9 +117,10 @@ each_kill() {
     killed 'two windows' "$sliding" --steps 20 --cache mag
 }
 
-case " $PARTS " in *' steps '*) each_step ;; esac
-case " $PARTS " in *' kills '*) each_kill ;; esac
-case " $PARTS " in *' rest '*) ;; *) done_testing; exit ;; esac
+wanted() { case " $PARTS " in *" $1 "*) ;; *) return 1 ;; esac; }
+wanted steps && each_step
+wanted kills && each_kill
+wanted rest || { done_testing; exit; }
 
 # ---- signals ----
 

@@ -511,6 +511,12 @@ static int needs_kept(const struct denoise_now *at)
     return at->cached && dit_kept_version(at->net);
 }
 
+/* Are they others than those that were copied last? */
+static int kept_is_new(const struct state *st, const struct denoise_now *at)
+{
+    return needs_kept(at) && st->version != dit_kept_version(at->net);
+}
+
 static int make_copy(struct state *st, struct moment *m, const struct denoise_now *at)
 {
     if (!m->clip && !(m->clip = malloc(st->clip_bytes)))
@@ -520,7 +526,7 @@ static int make_copy(struct state *st, struct moment *m, const struct denoise_no
     memcpy(m->clip, at->clip, st->clip_bytes);
     memcpy(m->change, st->j->change, st->change_bytes);
     m->cached = needs_kept(at);
-    return m->cached && st->version != dit_kept_version(at->net) ? copy_kept(st, at->net) : 0;
+    return kept_is_new(st, at) ? copy_kept(st, at->net) : 0;
 }
 
 static int state_done(void *ctx, const struct denoise_now *at)
@@ -532,7 +538,7 @@ static int state_done(void *ctx, const struct denoise_now *at)
     st->done = at->done;
     if (o.state) {
         /* Other caches than those that are being written wait. Stopping: for good. */
-        while (st->stopping || (st->busy && needs_kept(at) && st->version != dit_kept_version(at->net)))
+        while (st->stopping || (st->busy && kept_is_new(st, at)))
             pthread_cond_wait(&st->changed, &st->lock);
         st->filling = 1;
         struct moment *m = &st->moment[st->next];
