@@ -3,8 +3,7 @@
 
     train.py all --out DIR --bin build/bin      everything below, in this order
     train.py prepare ...                        speech, text encoders, states of prompts: DIR/corpus.npz (espeak-ng, hv; no GPU)
-    train.py train ...                          VAE, its decoder once more, transformer with audio encoder, face detector: DIR/model
-                                                (PyTorch alone)
+    train.py train ...                          VAE, transformer with audio encoder, face detector: DIR/model (PyTorch alone)
     train.py check ...                          the stages in C against these networks, on the same inputs
     train.py ship ... MODEL                     the folder that the repository carries: int8 and bf16
     --smoke                                     every stage for seconds, to see that all of it runs
@@ -23,6 +22,7 @@ import time
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 import cartoons as C
@@ -32,7 +32,7 @@ import tensors
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PARTS = ("vae", "transformer", "audio_encoder", "face_detector")
-SHARE = {"vae": 0.36, "smooth": 0.22, "talk": 0.35, "face": 0.07}      # of the time
+SHARE = {"vae": 0.3, "talk": 0.65, "face": 0.05}        # of the time
 LONG = 193                                              # frames of a clip of the pool: 49 latent frames, windows of 33
 
 
@@ -41,8 +41,12 @@ def config(part):
         return json.load(f)
 
 
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def say(*words):
-    print(*words, flush=True)
+    if RANK == 0:
+        print(*words, flush=True)
 
 
 class Ema:
@@ -66,6 +70,8 @@ class Stage:
         self.path = os.path.join(run.o.out, name + ".pt")
         for n in nets.values():
             n.requires_grad_(True)                          # an earlier stage may have had them
+            for t in n.state_dict().values() if WORLD > 1 else ():
+                dist.broadcast(t, 0)                        # one start for all processes
         groups = [{"params": [p for n in nets.values() for p in n.parameters() if (p.dim() > 1) == m], "weight_decay": decay if m else 0.0}
                   for m in (True, False)]
         self.opt = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=run.cuda)
@@ -80,18 +86,32 @@ class Stage:
                 self.ema[k].mean, self.ema[k].n = s["ema"][k], s["step"]
             self.opt.load_state_dict(s["opt"])
             self.step, self.spent, self.done, self.extra = s["step"], s["spent"], s["done"], s["extra"]
-            run.g.manual_seed(run.o.seed + self.step)       # what comes next, not what was seen before
+            run.g.manual_seed(run.o.seed + self.step + (RANK << 32))        # what comes next, not what was seen before
             say("%s: %s, %d steps" % (name, "done" if self.done else "goes on", self.step))
         self.began, self.saved, self.sums = time.time() - self.spent, time.time(), {}
+        self.passed = self.spent / self.limit
 
     def at(self):
         """How far the stage is, 0..1."""
-        return self.step / self.steps if self.steps else (time.time() - self.began) / self.limit
+        return self.step / self.steps if self.steps else self.passed
 
     def going(self):
         return not self.done and (self.at() < 1 or self.step < 2)
 
+    def share(self):
+        """Mean gradients and mean time of all processes."""
+        self.passed = (time.time() - self.began) / self.limit
+        if WORLD == 1:
+            return
+        grads = [p.grad for n in self.nets.values() for p in n.parameters() if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in grads] + [torch.tensor([self.passed], device=self.run.device)])
+        dist.all_reduce(flat)
+        flat /= WORLD
+        torch._foreach_copy_(grads, [f.view_as(g) for f, g in zip(flat[:-1].split([g.numel() for g in grads]), grads)])
+        self.passed = float(flat[-1])
+
     def learn(self, loss, shown):
+        self.share()
         rate = self.lr * min(1, (self.step + 1) / self.warm) * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1, self.at()))))
         for g in self.opt.param_groups:
             g["lr"] = rate
@@ -114,11 +134,12 @@ class Stage:
             self.save()
 
     def save(self, done=False):
-        self.done, self.spent = done, time.time() - self.began
+        self.done, self.spent, self.saved = done, time.time() - self.began, time.time()
+        if RANK:
+            return
         torch.save({"nets": {k: n.state_dict() for k, n in self.nets.items()}, "ema": {k: e.mean for k, e in self.ema.items()},
                     "opt": self.opt.state_dict(), "step": self.step, "spent": self.spent, "done": done, "extra": self.extra}, self.path + ".new")
         os.replace(self.path + ".new", self.path)
-        self.saved = time.time()
 
     def finish(self):
         """The means become the networks."""
@@ -166,8 +187,12 @@ class Run:
         self.long = 133 if o.smoke else LONG
         self.o, self.device = o, torch.device("cuda" if torch.cuda.is_available() and not o.cpu else "cpu")
         self.cuda = self.device.type == "cuda"
-        self.g = torch.Generator().manual_seed(o.seed)
-        torch.manual_seed(o.seed)
+        if WORLD > 1:
+            if self.cuda:
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if self.cuda else "gloo")
+        self.g = torch.Generator().manual_seed(o.seed + (RANK << 32))
+        torch.manual_seed(o.seed + (RANK << 32))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.enable_cudnn_sdp(False)     # it plans anew for every number of text rows
@@ -231,8 +256,8 @@ class Run:
                     m.conv.bias.zero_()
         s = Stage(self, "vae", {"vae": self.vae})
         while s.going():
-            flat = s.at() < 0.45
-            n, frames = (64, 1) if flat or s.step % 10 == 9 else (2, 33) if s.step % 10 == 4 else (8, 9)
+            flat = s.at() < 0.3
+            n, frames = (64, 1) if flat or s.step % 10 == 9 else (2, 33) if s.step % 5 == 2 else (4, 17)
             if o.smoke:
                 n, frames = max(1, n // 16), min(frames, 9)
             x, w = self.stock(n, frames)
@@ -242,52 +267,34 @@ class Run:
                 y = self.vae.decode_piece(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
             d = y - x
             kl = 0.5 * (mean * mean + logvar.exp() - 1 - logvar).mean()
-            loss = unlike(d, w) + 3e-4 * kl
+            moved = d[:, :, 1:] - d[:, :, :-1]      # else what moves does so in jerks of four frames, one a latent frame
+            jerk = (w * moved.abs()).sum() / d.numel()
+            loss = unlike(d, w) + 3e-4 * kl + 6 * jerk + 24 * (w * moved * moved).sum() / d.numel()
             loss.backward()
             if flat:
                 for m in self.vae.modules():
                     if isinstance(m, networks.Causal) and m.k == 3:
                         m.conv.weight.grad[:, :, :2] = 0
-            s.learn(loss, {"loss": loss, "mse": (d * d).mean() / 4, "kl": kl})
+            s.learn(loss, {"loss": loss, "mse": (d * d).mean() / 4, "kl": kl, "moved": jerk})
         s.finish()
         if "scale" not in s.extra:
             with torch.no_grad(), self.half():
                 z = torch.cat([self.vae.encode(self.video(2 if o.smoke else 8, 9)[0])[0] for _ in range(1 if o.smoke else 8)])
-            s.extra["scale"] = float("%.4g" % (1 / float(z.std())))
+            std = z.std()
+            if WORLD > 1:
+                dist.broadcast(std, 0)
+            s.extra["scale"] = float("%.4g" % (1 / float(std)))
             s.save(True)
         self.vae_scale = s.extra["scale"]
         say("vae: scaling_factor %g" % self.vae_scale)
-        self.vae_figures()
-
-    def train_smooth(self):
-        """The decoder once more, for latents as they are: what moves may not do so in jerks of four frames, one a latent frame."""
-        o, self.left = self.o, {}
-        s = Stage(self, "smooth", {"decoder": self.vae.decoder, "post": self.vae.post_quant_conv}, lr=4e-4)
-        if s.step == 0:
-            self.vae_figures()
-        while s.going():
-            n, frames = (2, 33) if s.step % 4 == 3 else (8, 9)
-            if o.smoke:
-                n, frames = max(1, n // 16), min(frames, 9)
-            x, w = self.stock(n, frames)
-            with self.half():
-                with torch.no_grad():
-                    mean, logvar = self.vae.encode(x)
-                    z = mean + (0.5 * logvar.clamp(-30, 20)).exp() * torch.randn_like(mean)
-                y = self.vae.decode_piece(z)
-            d = y - x
-            moved = d[:, :, 1:] - d[:, :, :-1]
-            jerk = (w * moved.abs()).mean()
-            loss = unlike(d, w) + 4 * jerk + 16 * (w * moved * moved).mean()
-            loss.backward()
-            s.learn(loss, {"loss": loss, "mse": (d * d).mean() / 4, "moved": jerk})
-        s.finish()
         self.vae_figures()
 
     @torch.no_grad()
     def vae_figures(self):
         """29 dB and the like, and the gate: does the motion of the mouth survive? Jerk: how much more the picture changes from one
         latent frame to the next than within one, over the same of the truth; 1 is smooth."""
+        if RANK:
+            return
         o, keep, self.g = self.o, self.g, torch.Generator().manual_seed(900)
         clips, rows = (1, 17) if o.smoke else (12, 129), []
         for i in range(clips[0]):
@@ -452,7 +459,7 @@ class Run:
         head = torch.nn.Linear(4 * self.dit.h, 2).to(self.device)
         s = Stage(self, "talk", {"dit": self.dit, "audio": self.audio, "head": head}, warm=200, floor=0.01, decay=0.02)
         if s.going():
-            size, first, batch, fresh = (2, 1, 1, 1) if o.smoke else (2048, 512, 32, 16)
+            size, first, batch, fresh = (2, 1, 1, 1) if o.smoke else (4096 // WORLD, 512 // WORLD, 64 // WORLD, 16)
             pool = None
             for _ in range(0, first, fresh):
                 new = self.make(fresh)
@@ -463,7 +470,6 @@ class Run:
                     pool[k][at:at + fresh] = v
                 at, filled = (at + fresh) % size, min(size, filled + fresh)
             say("talk: %d clips after %.0f s" % (filled, time.time() - s.began))
-        net = torch.compile(self.dit, dynamic=True) if o.compile else self.dit
         while s.going():
             i = torch.randint(filled, (batch,), generator=self.g)
             z, heard, truth = self.window(pool, i)
@@ -481,7 +487,7 @@ class Run:
             ref = pool["ref"][i].expand(-1, -1, 33, -1, -1)
             with self.half():
                 features = self.audio.windows(self.audio(pool["mel"][i]), heard) * hears[:, None, None, None, None]
-                y, tokens = net((1 - v) * z + v * noise, ref, 1000 * sigma, states, mask, pooled, features, pool["mask"][i], n)
+                y, tokens = self.dit((1 - v) * z + v * noise, ref, 1000 * sigma, states, mask, pooled, features, pool["mask"][i], n)
                 guess = head(tokens.reshape(batch, 132, -1)[:, 3:]).float()
             d = (y - (noise - z)) ** 2
             flow = (d * pool["weight"][i][:, None, None]).mean()
@@ -489,7 +495,7 @@ class Run:
             loss = flow + 0.3 * aux
             loss.backward()
             s.learn(loss, {"flow": flow, "head": aux})
-            if s.step % 24 == 0:
+            if s.step % (48 if o.smoke else 1536 // batch) == 0:
                 for k, t in self.make(fresh).items():
                     pool[k][at:at + fresh] = t
                 at, filled = (at + fresh) % size, min(size, filled + fresh)
@@ -511,6 +517,8 @@ class Run:
 
     @torch.no_grad()
     def talk_figures(self):
+        if RANK:
+            return
         o, keep, self.g = self.o, self.g, torch.Generator().manual_seed(901)
         rows, others = [], []
         for _ in range(1 if o.smoke else 12):
@@ -589,6 +597,8 @@ class Run:
             s.learn(loss, {"loss": loss, "objects": obj, "box": bx / max(1, count)})
         s.finish()
         self.face.folded()
+        if RANK:
+            return
         keep, self.g = self.g, torch.Generator().manual_seed(902)
         found, wrong, ious = 0, 0, []
         with torch.no_grad():
@@ -614,8 +624,7 @@ class Run:
 
     def export(self):
         out = os.path.join(self.o.out, "model")
-        vae = {"vae": self.vae}
-        made = {"vae": vae, "smooth": vae, "talk": {"transformer": self.dit, "audio_encoder": self.audio}, "face": {"face_detector": self.face}}
+        made = {"vae": {"vae": self.vae}, "talk": {"transformer": self.dit, "audio_encoder": self.audio}, "face": {"face_detector": self.face}}
         for part, net in {k: v for name in self.o.only for k, v in made[name].items()}.items():
             folder = os.path.join(out, part)
             os.makedirs(folder, exist_ok=True)
@@ -688,7 +697,10 @@ def train(o):
     began = time.time()
     for name in o.only:
         getattr(run, "train_" + name)()
-    run.export()
+    if RANK == 0:
+        run.export()
+    if WORLD > 1:
+        dist.destroy_process_group()
     say("trained in %.0f s" % (time.time() - began))
 
 
@@ -727,14 +739,13 @@ def main():
     a.add_argument("what", choices=["all", "prepare", "train", "check", "ship"])
     a.add_argument("model", nargs="?", help="ship: the folder to make")
     a.add_argument("--out", default="build/tiny"), a.add_argument("--bin", default="build/bin")
-    a.add_argument("--minutes", type=float, default=20.0, help="time of the trainings together (default: 20)")
-    a.add_argument("--steps", default="", help="VAE,SMOOTH,TALK,FACE: numbers of steps instead of time")
+    a.add_argument("--minutes", type=float, default=30.0, help="time of the trainings together (default: 30)")
+    a.add_argument("--steps", default="", help="VAE,TALK,FACE: numbers of steps instead of time")
     a.add_argument("--seed", type=int, default=1)
     a.add_argument("--smoke", action="store_true"), a.add_argument("--cpu", action="store_true"), a.add_argument("--force", action="store_true")
-    a.add_argument("--compile", action="store_true", help="compile the transformer with torch.compile")
     a.add_argument("--again", default="", help="stages that go on for --minutes more, e.g. vae")
     a.add_argument("--from", dest="start", default="", metavar="MODEL", help="with --only: the VAE is that of this model folder")
-    a.add_argument("--only", default="vae,smooth,talk,face", help="train these stages alone; --minutes is theirs; the face detector needs none of the others")
+    a.add_argument("--only", default="vae,talk,face", help="train these stages alone; --minutes is theirs; the face detector needs none of the others")
     a.add_argument("--parts", type=int, default=0, metavar="MB", help="also the model folder as a tar file in parts")
     o = a.parse_intermixed_args()
     o.only = o.only.split(",")
