@@ -13,7 +13,7 @@ export PATH
 mkdir -p "$OUT"
 # shellcheck disable=SC2086
 hv "$PORTRAIT" "$SOUND" -p "a person speaking" -o "$OUT/demo.mp4" --keep "$OUT/tensors" \
-    --model "$here/tiny/model" --image-size 128 --steps 8 --guidance 1 $OPTIONS
+    --model "$here/tiny/model" --image-size 128 --steps 10 --guidance 1 $OPTIONS
 
 # Every third frame, 18 of them from the first word on.
 ffmpeg -nostdin -v error -y -i "$OUT/demo.mp4" -vf "select='not(mod(n,3))',tile=9x2:padding=2" -frames:v 1 -update 1 "$OUT/demo.png"

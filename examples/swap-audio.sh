@@ -5,4 +5,4 @@
 set -eu
 "$(dirname "$0")/loudness.pl" "$1/audio.st" "$2" "$3" >"$1/audio.other.st"
 hv-tensor check "$1/audio.other.st"             # will the next stage take it?
-hv-denoise --steps 8 --guidance 1 "$1/text.st" "$1/audio.other.st" "$1/face.st" "$1/ref.st" | hv-decode --sound "$3" -o "$4"
+hv-denoise --steps 10 --guidance 1 "$1/text.st" "$1/audio.other.st" "$1/face.st" "$1/ref.st" | hv-decode --sound "$3" -o "$4"

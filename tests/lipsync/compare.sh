@@ -62,7 +62,7 @@ row "step cache, tea" "$out/f32" --steps 20 --cache tea
 row "step cache, tea:0.3" "$out/f32" --steps 20 --cache tea:0.3
 row "step cache, mag" "$out/f32" --steps 20 --cache mag
 row "8 full steps" "$out/f32" --steps 8 --cache none
-row "8 steps, int8, the default pattern" "$MODEL" --steps 8
+row "10 steps, int8, the default pattern" "$MODEL" --steps 10
 row "another seed" "$out/f32" --steps 20 --cache none --seed 1
 awk -F '\t' '
 NR == 1 { full = $2 }

@@ -47,7 +47,7 @@ ok $? "24 held-out clips have their files"
 IFS='	' read -r name face mouth sound other <"$held/clips.tsv"
 ffmpeg -nostdin -v error -i "$held/$sound.flac" -t 3 -bitexact "$dir/said.wav"
 status 0 "renders a held-out portrait and voice" hv "$held/$name.png" "$dir/said.wav" -p "a person speaking" -o "$dir/clip.st" \
-    --model "$root/examples/tiny/model" --image-size 128 --steps 8 --guidance 1 -q
+    --model "$root/examples/tiny/model" --image-size 128 --steps 10 --guidance 1 -q
 status 0 "measures its mouth" "$measure" -m "$mouth" -f "$face" -p "$held/$name.png" "$dir/clip.st" "$dir/said.wav"
 within "$(figure "lag 0")" 0.75 1 "the mouth follows the voice"
 within "$(figure best)" 0 0 "neither late nor early"
