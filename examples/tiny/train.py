@@ -86,7 +86,7 @@ class Stage:
                 self.ema[k].mean, self.ema[k].n = s["ema"][k], s["step"]
             self.opt.load_state_dict(s["opt"])
             self.step, self.spent, self.done, self.extra = s["step"], s["spent"], s["done"], s["extra"]
-            run.g.manual_seed(run.o.seed + self.step + (RANK << 32))        # what comes next, not what was seen before
+            run.g.manual_seed(run.o.seed + self.step)       # what comes next, not what was seen before
             say("%s: %s, %d steps" % (name, "done" if self.done else "goes on", self.step))
         self.began, self.saved, self.sums = time.time() - self.spent, time.time(), {}
         self.passed = self.spent / self.limit
@@ -191,8 +191,8 @@ class Run:
             if self.cuda:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if self.cuda else "gloo")
-        self.g = torch.Generator().manual_seed(o.seed + (RANK << 32))
-        torch.manual_seed(o.seed + (RANK << 32))
+        self.g = torch.Generator().manual_seed(o.seed)
+        torch.manual_seed(o.seed)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.enable_cudnn_sdp(False)     # it plans anew for every number of text rows
@@ -748,6 +748,7 @@ def main():
     a.add_argument("--only", default="vae,talk,face", help="train these stages alone; --minutes is theirs; the face detector needs none of the others")
     a.add_argument("--parts", type=int, default=0, metavar="MB", help="also the model folder as a tar file in parts")
     o = a.parse_intermixed_args()
+    o.seed += RANK << 32                        # each process its own data
     o.only = o.only.split(",")
     o.steps = {k: int(v) for k, v in zip(SHARE, o.steps.split(",")) if v}
     if o.smoke:
