@@ -81,6 +81,8 @@ class Stage:
         self.steps = run.o.steps.get(name)
         if os.path.exists(self.path):
             s = torch.load(self.path, map_location=run.device, weights_only=True)
+            if name in run.o.again:
+                s.update(done=False, spent=0.0, extra={})
             for k, n in nets.items():
                 n.load_state_dict(s["nets"][k])
                 self.ema[k].mean, self.ema[k].n = s["ema"][k], s["step"]
@@ -749,17 +751,12 @@ def main():
     a.add_argument("--parts", type=int, default=0, metavar="MB", help="also the model folder as a tar file in parts")
     o = a.parse_intermixed_args()
     o.seed += RANK << 32                        # each process its own data
-    o.only = o.only.split(",")
+    o.only, o.again = o.only.split(","), o.again.split(",")
     o.steps = {k: int(v) for k, v in zip(SHARE, o.steps.split(",")) if v}
     if o.smoke:
         o.minutes = min(o.minutes, 0.6)
     if o.what == "ship" and not o.model:
         a.error("ship: which folder?")
-    for name in filter(None, o.again.split(",")):
-        path = os.path.join(o.out, name + ".pt")
-        s = torch.load(path, map_location="cpu", weights_only=True)
-        s.update(done=False, spent=0.0, extra={})
-        torch.save(s, path)
     if o.what in ("all", "prepare"):
         os.makedirs(o.out, exist_ok=True)
         prepare(o)

@@ -56,12 +56,13 @@ if [ "$CLIPS" -ge 24 ]; then
             rows = frames + 5; video = int(rows / 4) + 1; all = 32 * (int(rows / 128) + 1) + 1; apart = 33 - shared
             n = shared ? int((video + apart - 1) / apart) : int((all + 32) / 33)
             if (shared && apart * n < all) all = apart * n
-            for (w = 0; w < n; w++)
-                for (k = 0; k <= (shared || w ? shared : 33 * n - all); k++) {
-                    if (!shared && k > 0 && k < 33 * n - all) continue      # both frames are means of both windows
+            for (w = 0; w < n; w++) {
+                last = shared ? shared : w ? 0 : 33 * n - all
+                for (k = 0; k <= last; k += shared || !last ? 1 : last) {   # side by side: between the ends frames are means of both windows
                     s = ((shared ? int(w * all / n) : 33 * w) - 10 * (steps - 1) % 33 + k + all) % all
                     if (s > 0 && 4 * s - 3 < frames) printf "%s%d", comma++ ? "," : "", 4 * s - 3
                 }
+            }
         }'
     }
     for shared in 0 6; do
